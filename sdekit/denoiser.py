@@ -1,0 +1,133 @@
+"""Any network becomes a model: Denoiser(net, process, predicts=...)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdekit._broadcast import Time, like
+from sdekit._value import Value
+from sdekit.prediction import Preconditioned, Prediction, Target
+from sdekit.process import Process
+
+
+class Clock(Value, ABC):
+    """How a network is told the time."""
+
+    @abstractmethod
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        """Return the network's time input, of the shape of `t`."""
+
+
+@dataclass(frozen=True)
+class ByTime(Clock):
+    """scale t + shift. The index k of a table of T steps is `ByTime(T, -1)`, since its times are (k + 1) / T."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        return self.scale * t + self.shift
+
+
+@dataclass(frozen=True)
+class ByNoise(Clock):
+    """log(sigma / alpha) / 4. Reference: Karras et al. 2022 (arXiv 2206.00364), table 1, c_noise."""
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        return -process.lam(t) / 4
+
+
+class Denoiser(nn.Module):
+    """A network as a model on a process.
+
+    Args:
+        net: a callable net(x, time, **condition) -> tensor of the shape of `x`, with `time` of shape (B,).
+        process: the forward process.
+        predicts: what the network's output means: X0(), Eps(), Score(), V(), Velocity(), Preconditioned(sigma_data).
+        clock: how the network is told the time; by default as t itself, and for `Preconditioned` as `ByNoise()`.
+
+    The network runs in the dtype of its own parameters; the state, and all coefficients, keep theirs.
+
+    >>> model = Denoiser(lambda x, t: 0 * x, VP(), predicts=Eps())
+    >>> model(torch.ones(2, 3), 0.5).x0.shape
+    torch.Size([2, 3])
+
+    Raises:
+        ValueError: the target says nothing about the data at t_max, where sampling starts (noise prediction on a
+            process with alpha(t_max) = 0).
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        process: Process,
+        *,
+        predicts: Target,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(predicts, Target):
+            raise TypeError(f"predicts must be a target such as Eps() or Velocity(); got {predicts!r}.")
+        if not bool(predicts.gain(process, process.t_max).isfinite()):
+            raise ValueError(
+                f"A prediction at t_max must determine x0; {predicts} does not on {process}, where alpha(t_max) = "
+                f"{float(process.alpha(process.t_max)):g}. Predict X0(), V() or Velocity(), or lower t_max."
+            )
+        self.net = net
+        self.process = process
+        self.predicts = predicts
+        self.clock = clock or (ByNoise() if isinstance(predicts, Preconditioned) else ByTime())
+
+    def forward(self, x: Tensor, t: Time, /, **condition: Any) -> Prediction:
+        """Predict at the states `x`, shape (B, ...), and the time `t`, a scalar or of shape (B,).
+
+        Raises:
+            ValueError: a time outside the process, a batch that does not match, or a net that changes the shape.
+        """
+        t = self.process.check(t)
+        scale = like(self.predicts.scale_in(self.process, t), x)
+        dtype = self._dtype(x)
+        time = self.clock(self.process, t).to(x.device, dtype).expand(x.shape[0])
+        answer = self.net((x * scale).to(dtype), time, **condition)
+        if answer.shape != x.shape:
+            raise ValueError(
+                f"The network must return the shape of its input, {tuple(x.shape)}; it returned "
+                f"{tuple(answer.shape)}. Wrap it so that extra outputs (a learned variance, say) are split off."
+            )
+        return Prediction(self.process, x, t, answer.to(x.dtype), self.predicts)
+
+    def given(self, **condition: Any) -> Given:
+        """Bind the network's keyword arguments once: the model of p(x | condition)."""
+        return Given(self, condition)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        if isinstance(self.net, nn.Module):
+            for p in self.net.parameters():
+                if p.is_floating_point():
+                    return p.dtype
+        return x.dtype
+
+
+class Given(nn.Module):
+    """A denoiser with its condition bound: see `Denoiser.given`."""
+
+    def __init__(self, model: Denoiser, condition: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.condition = condition
+
+    @property
+    def process(self) -> Process:
+        """The process of the denoiser."""
+        return self.model.process
+
+    def forward(self, x: Tensor, t: Time, /) -> Prediction:
+        """Predict at the states `x` and the time `t` under the bound condition."""
+        prediction: Prediction = self.model(x, t, **self.condition)
+        return prediction

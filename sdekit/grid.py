@@ -1,0 +1,220 @@
+"""Where the steps fall: grids of times from noise to data, never part of a solver."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sdekit._value import Value
+from sdekit.process import Discrete, Process
+
+
+class Grid(Value, ABC):
+    """A rule for the times of a run. `grid(process)` gives steps + 1 times, strictly falling, float64, on the CPU."""
+
+    @abstractmethod
+    def times(self, process: Process) -> Tensor:
+        """Return the times; `__call__` checks them."""
+
+    def __call__(self, process: Process) -> Tensor:
+        """Return the times from noise to data.
+
+        Raises:
+            ValueError: the times are not finite, not strictly falling, or outside the process.
+        """
+        times = process.check(self.times(process))
+        if times.ndim != 1 or len(times) < 2 or not bool((torch.diff(times) < 0).all()):
+            raise ValueError(
+                f"A grid needs at least two strictly falling times; {self} on {process} gives {times.tolist()[:8]}. "
+                "Use fewer steps, or other times."
+            )
+        return times
+
+    def with_steps(self, steps: int) -> Self:
+        """Return the same rule with another number of steps."""
+        return dataclasses.replace(self, steps=steps)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class _Steps(Grid):
+    """A grid of a given number of steps, from t_max to t_min."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1; got {self.steps!r}.")
+
+    def _place(self) -> Tensor:
+        return torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+
+    def _between(self, process: Process, times: Tensor) -> Tensor:
+        """Set the ends exactly, which a map there and back may miss by rounding."""
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        return torch.cat([ends[:1], times[1:-1], ends[1:]])
+
+
+@dataclass(frozen=True)
+class Uniform(_Steps):
+    """Evenly spaced in time.
+
+    >>> Uniform(4)(RectifiedFlow(t_min=0.0, t_max=1.0)).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+
+    def times(self, process: Process) -> Tensor:
+        return self._between(process, torch.lerp(*_ends(process.t_max, process.t_min), self._place()))
+
+
+@dataclass(frozen=True)
+class Quadratic(_Steps):
+    """Evenly spaced in the square root of time. Reference: Song et al. 2021 (arXiv 2010.02502), appendix D.2."""
+
+    def times(self, process: Process) -> Tensor:
+        if process.t_min < 0:
+            raise ValueError(f"Quadratic takes a square root of time and needs t_min >= 0; got {process.t_min}.")
+        return self._between(process, torch.lerp(*_ends(process.t_max**0.5, process.t_min**0.5), self._place()) ** 2)
+
+
+@dataclass(frozen=True)
+class LogSNR(_Steps):
+    """Evenly spaced in lam = log(alpha/sigma). Reference: Lu et al. 2022 (arXiv 2206.00927), section 3.4."""
+
+    def times(self, process: Process) -> Tensor:
+        return self._between(process, process.time(torch.lerp(*_finite_lams(self, process), self._place())))
+
+
+@dataclass(frozen=True)
+class Karras(_Steps):
+    """Evenly spaced in (sigma/alpha)^(1/rho). Reference: Karras et al. 2022 (arXiv 2206.00364), eq. 5."""
+
+    rho: float = 7.0
+
+    def times(self, process: Process) -> Tensor:
+        first, last = (torch.exp(-lam / self.rho) for lam in _finite_lams(self, process))
+        return self._between(process, process.time(-self.rho * torch.lerp(first, last, self._place()).log()))
+
+
+@dataclass(frozen=True)
+class Times(Grid):
+    """Times given one by one, strictly falling."""
+
+    at: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", tuple(float(t) for t in self.at))
+
+    def times(self, process: Process) -> Tensor:
+        return torch.tensor(self.at, dtype=torch.float64)
+
+    def with_steps(self, steps: int) -> Self:
+        """Raise: explicit times have the number of steps they have."""
+        raise ValueError(f"Times has {len(self.at) - 1} explicit steps; use Uniform or LogSNR to choose a number.")
+
+
+@dataclass(frozen=True)
+class Denoised(Grid):
+    """A grid whose last step goes to the clean end, where sigma = 0: it replaces x by x0_hat (Tweedie's formula).
+
+    `Denoised(LogSNR(20))` makes 20 steps, 19 of them as `LogSNR(19)` would. This is how samplers of the literature end
+    ("append zero"); on a process with sigma(t_min) = 0, which ends there anyway, the inner grid is unchanged.
+    """
+
+    grid: Grid
+
+    def times(self, process: Process) -> Tensor:
+        if process.t_min <= process.clean:
+            return self.grid(process)
+        steps = getattr(self.grid, "steps", None)
+        clean = torch.tensor([process.clean], dtype=torch.float64)
+        if steps is None:
+            return torch.cat([self.grid(process), clean])
+        if steps == 1:
+            return torch.cat([torch.tensor([process.t_max], dtype=torch.float64), clean])
+        return torch.cat([self.grid.with_steps(steps - 1)(process), clean])
+
+    def with_steps(self, steps: int) -> Self:
+        return dataclasses.replace(self, grid=self.grid.with_steps(steps))
+
+
+@dataclass(frozen=True)
+class Reversed(Grid):
+    """The times of another grid from data to noise, for encoding; a clean end is left out."""
+
+    grid: Grid
+
+    def times(self, process: Process) -> Tensor:
+        times = self.grid(process)
+        return times[times >= process.t_min].flip(0)
+
+    def __call__(self, process: Process) -> Tensor:
+        return self.times(process)
+
+    def with_steps(self, steps: int) -> Self:
+        return dataclasses.replace(self, grid=self.grid.with_steps(steps))
+
+
+@dataclass(frozen=True)
+class _Spacing(_Steps):
+    """Steps of a table, `steps` network calls and then the clean end."""
+
+    def indices(self, total: int) -> Tensor:
+        """Return the table's indices k, falling, for a table of `total` steps."""
+        raise NotImplementedError(f"{type(self).__name__} must say which of the table's {total} steps it takes")
+
+    def times(self, process: Process) -> Tensor:
+        if not isinstance(process, Discrete):
+            raise ValueError(
+                f"{type(self).__name__} picks steps of a table and needs a Discrete process; got "
+                f"{type(process).__name__}. Use Uniform, Quadratic, LogSNR or Karras."
+            )
+        if self.steps > process.steps:
+            raise ValueError(f"At most the table's {process.steps} steps can be taken; got {self.steps}.")
+        return torch.cat([process.node(self.indices(process.steps)), torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Leading(_Spacing):
+    """k = i floor(T/n) + offset. Reference: Lin et al. 2023 (arXiv 2305.08891), table 2; DDPM's own for n = T."""
+
+    offset: int = 0
+
+    def indices(self, total: int) -> Tensor:
+        return torch.arange(self.steps - 1, -1, -1) * (total // self.steps) + self.offset
+
+
+@dataclass(frozen=True)
+class Trailing(_Spacing):
+    """k = round(T - i T/n) - 1, which starts at the last step of the table. Reference: Lin et al. 2023, table 2."""
+
+    def indices(self, total: int) -> Tensor:
+        places = total - torch.arange(self.steps, dtype=torch.float64) * (total / self.steps)
+        return places.round().long() - 1
+
+
+@dataclass(frozen=True)
+class Linspace(_Spacing):
+    """k = round of n values from T-1 to 0, both included. Reference: Lin et al. 2023, table 2."""
+
+    def indices(self, total: int) -> Tensor:
+        return torch.linspace(total - 1, 0, self.steps, dtype=torch.float64).round().long()
+
+
+def _ends(first: float, last: float) -> tuple[Tensor, Tensor]:
+    return torch.tensor(first, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)
+
+
+def _finite_lams(grid: Grid, process: Process) -> tuple[Tensor, Tensor]:
+    lams = process.lam(process.t_max), process.lam(process.t_min)
+    if not all(math.isfinite(float(lam)) for lam in lams):
+        raise ValueError(
+            f"{type(grid).__name__} needs a finite log-SNR at both ends; {process} has {float(lams[0]):g} at t_max and "
+            f"{float(lams[1]):g} at t_min. Move the ends inwards (t_min=1e-3, say), or use Uniform or Quadratic."
+        )
+    return lams
