@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 from sdekit.equation import ProbabilityFlow
 from sdekit.grid import Denoised, Grid, LogSNR, Reversed
-from sdekit.methods import Method
+from sdekit.methods import DPMpp2M, Method
 from sdekit.noise import Keyed, Noise
 from sdekit.prediction import Model, Prediction
-from sdekit.solvers import Exponential
-
-DEFAULT_METHOD = Method(ProbabilityFlow(), Exponential(2))
-DEFAULT_GRID = Denoised(LogSNR(20))
 
 
 class Solution(NamedTuple):
@@ -75,8 +71,8 @@ def solve(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | No
 def sample(
     model: Model,
     shape: tuple[int, ...],
-    method: Method = DEFAULT_METHOD,
-    grid: Grid = DEFAULT_GRID,
+    method: Method = DPMpp2M,
+    grid: Grid = Denoised(LogSNR(20)),
     seed: int = 0,
 ) -> Tensor:
     """Draw samples from a model.
@@ -98,7 +94,7 @@ def sample(
 
 
 @torch.no_grad()
-def encode(model: Model, x: Tensor, method: Method = DEFAULT_METHOD, grid: Grid = DEFAULT_GRID) -> Tensor:
+def encode(model: Model, x: Tensor, method: Method = DPMpp2M, grid: Grid = LogSNR(50)) -> Tensor:
     """Run the probability flow from data to noise: the latent of `x`, from which sampling returns to it.
 
     Args:
@@ -111,7 +107,7 @@ def encode(model: Model, x: Tensor, method: Method = DEFAULT_METHOD, grid: Grid 
         TypeError: the method is stochastic.
     """
     if not isinstance(method.equation, ProbabilityFlow):
-        raise TypeError(f"Encode along the probability flow; got {method.equation}. Use Method(ProbabilityFlow(), ...)")
+        raise TypeError(f"Encode by the probability flow; got {method.equation}. Use Method(ProbabilityFlow(), ...)")
     return solve(model, x, method, Reversed(grid)).x
 
 
@@ -141,7 +137,7 @@ class _Health:
             if not bool(total.isfinite().all()):
                 bad = (~total.isfinite()).nonzero().flatten().tolist()
                 raise FloatingPointError(
-                    f"Every state must stay finite; at {where}, t={time:.6g}, samples {bad[:8]} ({len(bad)} in all) are "
-                    "not. Look at the model's answer there, or move t_min and t_max inwards."
+                    f"Every state must stay finite; at {where}, t={time:.6g}, samples {bad[:8]} ({len(bad)} in all) "
+                    "are not. Look at the model's answer there, or move t_min and t_max inwards."
                 )
         self.pending.clear()
