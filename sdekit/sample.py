@@ -89,8 +89,7 @@ def sample(
     True
     """
     noise = Keyed(seed)
-    x = noise.start(_like(model, shape)) * model.process.sigma(grid(model.process)[0])
-    return solve(model, x, method, grid, noise).x
+    return solve(model, start(model, shape, grid, noise), method, grid, noise).x
 
 
 @torch.no_grad()
@@ -111,12 +110,16 @@ def encode(model: Model, x: Tensor, method: Method = DPMpp2M, grid: Grid = LogSN
     return solve(model, x, method, Reversed(grid)).x
 
 
-def _like(model: Model, shape: tuple[int, ...]) -> Tensor:
-    """Return an empty batch on the device of the model, float64 if the model is, else float32."""
+def start(model: Model, shape: tuple[int, ...], grid: Grid, noise: Noise) -> Tensor:
+    """Return the states from which sampling starts: N(0, sigma^2 I) at the grid's first time.
+
+    They lie on the device of the model's parameters and buffers, float64 if one of those is, else float32.
+    """
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     floats = [p for p in tensors if p.is_floating_point()]
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in floats) else torch.float32
-    return torch.empty(shape, dtype=dtype, device=floats[0].device if floats else None)
+    like = torch.empty(shape, dtype=dtype, device=floats[0].device if floats else None)
+    return noise.start(like) * model.process.sigma(grid(model.process)[0])
 
 
 class _Health:

@@ -1,0 +1,85 @@
+"""A report as a Markdown table that reads well unrendered too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sdekit.study.rows import REAL
+
+if TYPE_CHECKING:
+    from sdekit.study.report import Report
+
+
+def markdown(report: Report) -> str:
+    """Return the table of a report: a caption above, notes below."""
+    header = ["", *(f"NFE {budget}" for budget in report.budgets)]
+    body = [[method, *(_field(report, method, budget) for budget in report.budgets)] for method in report.methods]
+    if report.floor:
+        body.append([REAL, *[figures(report.floor.mean, report.floor.sd)] * len(report.budgets)])
+    notes = [f"- {note}" for note in _notes(report)]
+    return "\n".join(
+        [
+            f"**{report.metric}** {report.caption}, the best at each NFE is bold.",
+            "",
+            *_aligned(header, body),
+            *([""] if notes else []),
+            *notes,
+        ]
+    )
+
+
+def figures(mean: float, sd: float) -> str:
+    """Return "mean ± sd" with three figures of the mean, and up to two more where the sd is too small to show.
+
+    >>> figures(0.123456, 0.0123), figures(1234.5, math.nan), figures(1.5e-7, 2e-10)
+    ('0.123 ± 0.012', '1234', '(1.500 ± 0.002)e-07')
+    """
+    if math.isnan(mean):
+        return "–"
+    exponent = math.floor(math.log10(abs(mean))) if mean else 0
+    if not -4 < exponent < 6:
+        inner = figures(mean / 10.0**exponent, sd / 10.0**exponent)
+        return f"({inner})e{exponent:+03d}" if "±" in inner else f"{inner}e{exponent:+03d}"
+    decimals = max(0, 2 - exponent)
+    if sd > 0:
+        decimals = min(max(decimals, -math.floor(math.log10(sd))), decimals + 2)
+    return f"{mean:.{decimals}f}" + ("" if math.isnan(sd) else f" ± {sd:.{decimals}f}")
+
+
+def _field(report: Report, method: str, budget: int) -> str:
+    entry = report.entries.get((method, budget))
+    if entry is None:
+        return ""
+    text = figures(entry.mean, entry.sd)
+    if entry.values and entry.errors:
+        text += f" ({len(entry.values)} of {len(entry.values) + len(entry.errors)})"
+    if entry.nfe not in (None, budget):
+        text += f" [{entry.nfe}]"
+    return f"**{text}**" if method == report.best(budget) else text
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Yield what must be known to read the figures right."""
+    entries, n = report.entries, report.samples
+    if any(entry.nfe not in (None, budget) for (_, budget), entry in entries.items()):
+        yield "[k]: the network calls counted, where they are fewer than the budget."
+    asked = max((row["shape"][0] for row in report.rows if row["budget"] is not None), default=n)
+    held_out = max((row["shape"][0] for row in report.rows if row["budget"] is None), default=n)
+    if report.floor:
+        lot = f"; of the {held_out} held out, each seed takes {n} by lot" if held_out > n else ""
+        yield f"{REAL}: held out, against the same reference, at the same n = {n}{lot}."
+    if asked > n:
+        yield f"Every value is of {n} samples, as many as are held out, not of the {asked} asked for."
+    for (method, budget), entry in entries.items():
+        for error in dict.fromkeys(entry.errors):
+            yield f"{method} at NFE {budget}: {error}"
+
+
+def _aligned(header: list[str], body: list[list[str]]) -> Iterator[str]:
+    """Yield the lines of a table, columns of one width, the first one flush left."""
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(header, *body, strict=True)]
+    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    for cells in (header, rules, *body):
+        yield "| " + " | ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) + " |"
