@@ -2,12 +2,96 @@
 
 from sdekit.denoiser import ByNoise, ByTime, Denoiser
 from sdekit.equation import ForwardSDE, ProbabilityFlow, ReverseSDE
-from sdekit.grid import Denoised, Karras, Leading, Linspace, LogSNR, Quadratic, Reversed, Times, Trailing, Uniform
-from sdekit.methods import DDIM, DDPM, DDPM_BETA, EULER, EULER_MARUYAMA, HEUN, DPMpp2M, Method, StochasticDDIM, method
+from sdekit.grid import Denoised, Grid, Karras, Leading, Linspace, LogSNR, Quadratic, Times, Trailing, Uniform
+from sdekit.likelihood import Dequantization, Dopri5, Exact, FixedGrid, Hutchinson, bits_per_dim, log_likelihood
+from sdekit.methods import (
+    DDIM,
+    DDPM,
+    DDPM_BETA,
+    EULER,
+    EULER_MARUYAMA,
+    HEUN,
+    DPMpp2M,
+    Method,
+    StochasticDDIM,
+    method,
+)
 from sdekit.noise import BrownianPath, Keyed
-from sdekit.prediction import X0, Eps, Model, Preconditioned, Prediction, Score, V, Velocity
+from sdekit.oracle import Empirical, Gaussian, GaussianMixture
+from sdekit.prediction import X0, Eps, Model, Preconditioned, Prediction, Score, Target, V, Velocity
 from sdekit.process import EDM, VE, VP, Cosine, Discrete, FromDrift, Process, RectifiedFlow, SubVP
 from sdekit.sample import Solution, encode, sample, solve, trajectory
 from sdekit.solvers import RK4, Ancestral, Euler, EulerMaruyama, Exponential, Heun, Solver, Step
 
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DDPM_BETA",
+    "EDM",
+    "EULER",
+    "EULER_MARUYAMA",
+    "HEUN",
+    "RK4",
+    "VE",
+    "VP",
+    "X0",
+    "Ancestral",
+    "BrownianPath",
+    "ByNoise",
+    "ByTime",
+    "Cosine",
+    "DPMpp2M",
+    "Denoised",
+    "Denoiser",
+    "Dequantization",
+    "Discrete",
+    "Dopri5",
+    "Empirical",
+    "Eps",
+    "Euler",
+    "EulerMaruyama",
+    "Exact",
+    "Exponential",
+    "FixedGrid",
+    "ForwardSDE",
+    "FromDrift",
+    "Gaussian",
+    "GaussianMixture",
+    "Grid",
+    "Heun",
+    "Hutchinson",
+    "Karras",
+    "Keyed",
+    "Leading",
+    "Linspace",
+    "LogSNR",
+    "Method",
+    "Model",
+    "Preconditioned",
+    "Prediction",
+    "ProbabilityFlow",
+    "Process",
+    "Quadratic",
+    "RectifiedFlow",
+    "ReverseSDE",
+    "Score",
+    "Solution",
+    "Solver",
+    "Step",
+    "StochasticDDIM",
+    "SubVP",
+    "Target",
+    "Times",
+    "Trailing",
+    "Uniform",
+    "V",
+    "Velocity",
+    "bits_per_dim",
+    "encode",
+    "log_likelihood",
+    "method",
+    "sample",
+    "solve",
+    "trajectory",
+]
 __version__ = "0.1.0"

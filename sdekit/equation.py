@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Equation(Value, ABC):
 
     def diffusion(self, process: Process, t: Tensor) -> Tensor:
         """Return the diffusion coefficient sqrt(eta) g(t)."""
-        return self.eta**0.5 * process.diffusion(t)
+        return math.sqrt(self.eta) * process.diffusion(t)
 
     def clock(self, process: Process, t: Tensor) -> Tensor:
         """Return the time of the Brownian motion whose increments drive the equation exactly: e^{2 eta lam}."""

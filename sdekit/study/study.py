@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Study:
     """
 
     model: Model
-    methods: dict[str, Method | Sampler]
+    methods: Mapping[str, Method | Sampler]
     metric: Callable[[Tensor], float]
     shape: tuple[int, ...]
     floor: Tensor | None = None

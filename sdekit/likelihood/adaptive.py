@@ -1,0 +1,136 @@
+"""Integrators that choose their own steps, on torchdiffeq."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from sdekit.likelihood.integrate import Flow, Integrator, Pair
+
+
+@dataclass(frozen=True)
+class Adaptive(Integrator):
+    """A Runge-Kutta pair of torchdiffeq with step control; see its subclasses.
+
+    A step is accepted if the estimated error of every sample, the root mean square over its coordinates and likewise
+    of its log-determinant, is below atol + rtol |value|. The steps are shared by the batch, so a sample's value depends
+    on its batch, within the tolerance; where that matters use `FixedGrid`. The pair is held in float64, the model is
+    asked in the dtype of the data.
+
+    Random probes are the same all along the path. Fresh ones would make the integrand rough: its error estimate would
+    be that of the noise, and steps would be rejected without end.
+
+    Args:
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step, in units of states of unit variance, and in nats.
+        max_nfe: the network calls after which to give up.
+
+    Raises:
+        ValueError: a tolerance is not positive, or max_nfe is below 1.
+
+    Reference: Hairer, Norsett & Wanner 1993, section II.4 for the step control.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 10_000
+
+    _method: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
+            raise ValueError(
+                f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}."
+            )
+        if not isinstance(self.max_nfe, int) or self.max_nfe < 1:
+            raise ValueError(f"max_nfe must be a whole number of at least 1; got {self.max_nfe!r}.")
+
+    def draws(self) -> Iterator[int]:
+        return itertools.repeat(0)
+
+    def __call__(self, flow: Flow, start: Pair) -> Pair:
+        """Return the pair at t_max from the pair at t_min.
+
+        Raises:
+            FloatingPointError: the velocity or its divergence is not finite; the message names the time and samples.
+            RuntimeError: the steps became too small, or max_nfe was reached.
+        """
+        dtype, device = start.x.dtype, start.x.device
+        process = flow.process
+        ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device=device)
+        at = ends[0]
+
+        def slope(theta: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            nonlocal at
+            # on the CPU, where times are checked; the search for the first step may look past the end
+            at = theta.detach().cpu().clamp(process.t_min, process.t_max)
+            if flow.nfe >= self.max_nfe:
+                raise RuntimeError(self._stuck(flow, at, f"{flow.nfe} network calls were made"))
+            drift: Pair = flow.drift(Pair(state[0].to(dtype), state[1]), at)
+            drift.check("The velocity and its divergence", lambda: f"at t={float(flow.turned.time(at)):.6g}")
+            return drift.x, drift.log_det
+
+        try:
+            x, log_det = odeint(
+                slope,
+                (start.x.to(torch.float64), start.log_det),
+                ends,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self._method,
+                options={"norm": _worst, "step_t": ends[1:]},  # step_t: the last step ends at the end
+            )
+        except AssertionError as error:
+            raise RuntimeError(self._stuck(flow, at, str(error))) from error
+        return Pair(x[-1].to(dtype), log_det[-1])
+
+    def _stuck(self, flow: Flow, at: Tensor, why: str) -> str:
+        return (
+            f"{type(self).__name__} must reach t_max within max_nfe={self.max_nfe} network calls, in steps that "
+            f"float64 can represent; at t={float(flow.turned.time(at)):.6g}, {why}. Loosen rtol and atol to what "
+            "the precision of the model allows, evaluate it in float64, or use FixedGrid()."
+        )
+
+
+def _worst(state: tuple[Tensor, Tensor]) -> Tensor:
+    """The largest root mean square of a sample's entries, so that no sample hides in the mean of its batch.
+
+    Without a graph: steps are not to be differentiated, nor the square root of zero.
+    """
+    squares = [part.detach().reshape(len(part), -1).square().mean(1).max() for part in state]
+    return torch.stack(squares).max().sqrt()
+
+
+@dataclass(frozen=True)
+class Dopri5(Adaptive):
+    """Order 5, 6 network calls a step. Reference: Dormand & Prince 1980."""
+
+    _method = "dopri5"
+
+
+@dataclass(frozen=True)
+class Dopri8(Adaptive):
+    """Order 8, 13 network calls a step; the cheapest at tolerances from 1e-6 down. Reference: Prince & Dormand 1981."""
+
+    _method = "dopri8"
+
+
+@dataclass(frozen=True)
+class Bosh3(Adaptive):
+    """Order 3, 3 network calls a step. Reference: Bogacki & Shampine 1989."""
+
+    _method = "bosh3"
+
+
+@dataclass(frozen=True)
+class AdaptiveHeun(Adaptive):
+    """Order 2, 2 network calls a step."""
+
+    _method = "adaptive_heun"
