@@ -1,8 +1,8 @@
 """sdekit: the SDEs and ODEs behind diffusion and flow models, defined, solved, proven and measured."""
 
-from sdekit.denoiser import ByNoise, ByTime, Denoiser
+from sdekit.denoiser import ByIndex, ByNoise, ByTime, Denoiser
 from sdekit.equation import ForwardSDE, ProbabilityFlow, ReverseSDE
-from sdekit.grid import Denoised, Grid, Karras, Leading, Linspace, LogSNR, Quadratic, Times, Trailing, Uniform
+from sdekit.grid import Denoised, Grid, Karras, Leading, Linspace, LogSNR, Quadratic, Reversed, Times, Trailing, Uniform
 from sdekit.likelihood import Dequantization, Dopri5, Exact, FixedGrid, Hutchinson, bits_per_dim, log_likelihood
 from sdekit.methods import (
     DDIM,
@@ -37,6 +37,7 @@ __all__ = [
     "X0",
     "Ancestral",
     "BrownianPath",
+    "ByIndex",
     "ByNoise",
     "ByTime",
     "Cosine",
@@ -74,6 +75,7 @@ __all__ = [
     "Quadratic",
     "RectifiedFlow",
     "ReverseSDE",
+    "Reversed",
     "Score",
     "Solution",
     "Solver",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from typing import Any, ClassVar, Self
 
 
@@ -30,7 +31,8 @@ class Value:
         Raises:
             TypeError: a field holds something that JSON cannot, such as a function.
         """
-        fields = {f.name: _encode(getattr(self, f.name), self) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        own: Any = self
+        fields = {f.name: _encode(getattr(self, f.name), self) for f in dataclasses.fields(own)}
         return {"type": type(self).__name__, **fields}
 
     @classmethod
@@ -77,10 +79,16 @@ def _decode(data: Any) -> Any:
             f"A stored value must name a known type; got {name!r}. {suggest(str(name), list(Value._known))} "
             "A type of your own must be defined or imported before it is read."
         )
-    kind = Value._known[name]
+    kind: Any = Value._known[name]
+    concrete: bool = dataclasses.is_dataclass(kind) and not inspect.isabstract(kind)
+    if not concrete:
+        raise ValueError(f"A stored value must name a type that holds fields; {name} is a kind of such types.")
     given = {k: v for k, v in data.items() if k != "type"}
-    allowed = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     for field in given:
-        if field not in allowed:
-            raise ValueError(f"{name} has no field {field!r}. {suggest(field, allowed)}")
+        if field not in fields:
+            raise ValueError(f"{name} has no field {field!r}. {suggest(field, list(fields))}")
+    for field, f in fields.items():
+        if field not in given and f.default is f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{name} needs its field {field!r}; got {sorted(given)}. Add it.")
     return kind(**{k: _decode(v) for k, v in given.items()})

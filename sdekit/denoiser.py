@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit._broadcast import Time, like
+from sdekit._broadcast import Time, as_time, like
 from sdekit._value import Value
 from sdekit.prediction import Preconditioned, Prediction, Target
-from sdekit.process import Process
+from sdekit.process import Discrete, Process
 
 
 class Clock(Value, ABC):
@@ -26,13 +26,23 @@ class Clock(Value, ABC):
 
 @dataclass(frozen=True)
 class ByTime(Clock):
-    """scale t + shift. The index k of a table of T steps is `ByTime(T, -1)`, since its times are (k + 1) / T."""
+    """scale t. Reference: Song et al. 2021 (arXiv 2011.13456) tell their networks 999 t."""
 
     scale: float = 1.0
-    shift: float = 0.0
 
     def __call__(self, process: Process, t: Tensor) -> Tensor:
-        return self.scale * t + self.shift
+        return self.scale * t
+
+
+@dataclass(frozen=True)
+class ByIndex(Clock):
+    """The index k of a table's step, k = T t - 1 on `Discrete`: whole at the nodes, and between them in between."""
+
+    def __call__(self, process: Process, t: Tensor) -> Tensor:
+        if not isinstance(process, Discrete):
+            raise ValueError(f"ByIndex counts the steps of a table and needs a Discrete process; got {process}.")
+        k = process.steps * t - 1
+        return torch.where((k - k.round()).abs() < 1e-9 * process.steps, k.round(), k)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,12 @@ class Denoiser(nn.Module):
         self.process = process
         self.predicts = predicts
         self.clock = clock or (ByNoise() if isinstance(predicts, Preconditioned) else ByTime())
+        ends = as_time([process.t_min, process.t_max])
+        if not bool(self.clock(process, ends).isfinite().all()):
+            raise ValueError(
+                f"The network's clock must be finite from t_min to t_max; {self.clock} is not on {process}. Tell it "
+                "the time with clock=ByTime(), or move the ends inwards."
+            )
 
     def forward(self, x: Tensor, t: Time, /, **condition: Any) -> Prediction:
         """Predict at the states `x`, shape (B, ...), and the time `t`, a scalar or of shape (B,).
@@ -91,9 +107,11 @@ class Denoiser(nn.Module):
             ValueError: a time outside the process, a batch that does not match, or a net that changes the shape.
         """
         t = self.process.check(t)
+        like(t, x)  # a time per sample must fit the batch
         scale = like(self.predicts.scale_in(self.process, t), x)
         dtype = self._dtype(x)
-        time = self.clock(self.process, t).to(x.device, dtype).expand(x.shape[0])
+        coarse = dtype not in (torch.float32, torch.float64)  # a time in half precision would merge with its neighbours
+        time = self.clock(self.process, t).to(x.device, torch.float32 if coarse else dtype).expand(x.shape[0])
         answer = self.net((x * scale).to(dtype), time, **condition)
         if answer.shape != x.shape:
             raise ValueError(

@@ -69,6 +69,8 @@ class ReverseSDE(Equation):
             raise ValueError(f"eta multiplies g^2 and must be finite and at least 0; got {self.eta}.")
 
     def drift(self, system: System, x: Tensor, t: Tensor) -> Tensor:
+        if self.eta == 0:
+            return system(x, t).velocity  # finite also where g is not
         process = system.process
         alpha_rate, sigma_rate = process.rates(t)
         # -eta/2 g^2 score = eta g^2 / (2 sigma) eps: one mixture of x0 and eps, like the velocity it is added to

@@ -39,9 +39,7 @@ class Target(Value, ABC):
     def gain(self, process: Process, t: Time) -> Tensor:
         """Return c_out = d x0 / d F = -sigma c / D, the factor from an error of the network to an error of x0."""
         t = as_time(t)
-        a, b, c = self.mixture(process, t)
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return -sigma * c / (alpha * b - sigma * a)
+        return as_time(_solve(process, t, self.mixture(process, t), X0().mixture(process, t))[1])
 
     def scale_in(self, process: Process, t: Tensor) -> Tensor | float:
         """Return c_in, by which the state is multiplied before the network sees it."""
@@ -148,12 +146,10 @@ class Prediction:
 
     def mix(self, mixture: Mixture) -> Tensor:
         """Return (a' x0 + b' eps) / c' for the coefficients (a', b', c')."""
-        a, b, c = self.target.mixture(self.process, self.t)
-        a_, b_, c_ = mixture
-        alpha, sigma = self.process.alpha(self.t), self.process.sigma(self.t)
-        scale = 1 / (c_ * (alpha * b - sigma * a))
-        of_x, of_answer = (a_ * b - b_ * a) * scale, c * (alpha * b_ - sigma * a_) * scale
-        return like(of_x, self.x) * self.x + like(of_answer, self.x) * self.answer
+        given = self.target.mixture(self.process, self.t)
+        of_x, of_answer = _solve(self.process, self.t, given, mixture)
+        part = like(of_answer, self.x) * self.answer
+        return part if _absent(of_x) else like(of_x, self.x) * self.x + part
 
     @cached_property
     def x0(self) -> Tensor:
@@ -179,6 +175,22 @@ class Prediction:
     def velocity(self) -> Tensor:
         """The velocity alpha' x0 + sigma' eps of the probability flow."""
         return self.view(Velocity())
+
+
+def _solve(process: Process, t: Tensor, given: Mixture, wanted: Mixture) -> tuple[Tensor | float, Tensor | float]:
+    """Return the coefficients of x and of the answer in the wanted target: the system at the head of this file."""
+    (a, b, c), (a_, b_, c_) = given, wanted
+    if _absent(a) and _absent(a_):  # both all noise, or both all data: the state does not enter, nor may its ends
+        return 0.0, c * b_ / (c_ * b)
+    if _absent(b) and _absent(b_):
+        return 0.0, c * a_ / (c_ * a)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    scale = 1 / (c_ * (alpha * b - sigma * a))
+    return (a_ * b - b_ * a) * scale, c * (alpha * b_ - sigma * a_) * scale
+
+
+def _absent(coefficient: Tensor | float) -> bool:
+    return not isinstance(coefficient, Tensor) and coefficient == 0
 
 
 class Model(Protocol):

@@ -131,7 +131,7 @@ class _Health:
 
     def check(self, x: Tensor, where: str, time: float) -> None:
         # a sum is finite only if its terms are; one read of the state, no copy
-        self.pending.append((x.detach().flatten(1).sum(1) if x.ndim > 1 else x.detach(), where, time))
+        self.pending.append((x.detach().reshape(len(x), -1).sum(1), where, time))
         if self.waits:
             self.report()
 

@@ -19,13 +19,14 @@ from sdekit.likelihood.integrate import Flow, Integrator, Pair
 class Adaptive(Integrator):
     """A Runge-Kutta pair of torchdiffeq with step control; see its subclasses.
 
-    A step is accepted if the estimated error of every sample, the root mean square over its coordinates and likewise
-    of its log-determinant, is below atol + rtol |value|. The steps are shared by the batch, so a sample's value depends
-    on its batch, within the tolerance; where that matters use `FixedGrid`. The pair is held in float64, the model is
+    A step is accepted if for every sample the error estimated for its coordinates, and for its log-determinant, is at
+    most atol + rtol |value| in the root mean square. The steps are shared by the batch, so a sample's value depends on
+    its batch, within the tolerance; where that matters use `FixedGrid`. The pair is held in float64, and the model
     asked in the dtype of the data.
 
-    Random probes are the same all along the path. Fresh ones would make the integrand rough: its error estimate would
-    be that of the noise, and steps would be rejected without end.
+    Random probes are held fixed along the path: with new ones at every evaluation the integrand would be noise, whose
+    error estimate no step can bring down. But then their errors add up instead of averaging out; with `Hutchinson`
+    prefer `FixedGrid`.
 
     Args:
         rtol: relative tolerance per step.
@@ -38,17 +39,15 @@ class Adaptive(Integrator):
     Reference: Hairer, Norsett & Wanner 1993, section II.4 for the step control.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    rtol: float = 1e-6
+    atol: float = 1e-6
     max_nfe: int = 10_000
 
     _method: ClassVar[str]
 
     def __post_init__(self) -> None:
         if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
-            raise ValueError(
-                f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}."
-            )
+            raise ValueError(f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}.")
         if not isinstance(self.max_nfe, int) or self.max_nfe < 1:
             raise ValueError(f"max_nfe must be a whole number of at least 1; got {self.max_nfe!r}.")
 
@@ -110,27 +109,30 @@ def _worst(state: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Dopri5(Adaptive):
-    """Order 5, 6 network calls a step. Reference: Dormand & Prince 1980."""
+    """Order 5, 6 network calls a step: see `Adaptive`. Reference: Dormand & Prince 1980."""
 
     _method = "dopri5"
 
 
 @dataclass(frozen=True)
 class Dopri8(Adaptive):
-    """Order 8, 13 network calls a step; the cheapest at tolerances from 1e-6 down. Reference: Prince & Dormand 1981."""
+    """Order 8, 13 network calls a step, the cheapest below errors of 1e-5: see `Adaptive`.
+
+    Reference: Prince & Dormand 1981.
+    """
 
     _method = "dopri8"
 
 
 @dataclass(frozen=True)
 class Bosh3(Adaptive):
-    """Order 3, 3 network calls a step. Reference: Bogacki & Shampine 1989."""
+    """Order 3, 3 network calls a step: see `Adaptive`. Reference: Bogacki & Shampine 1989."""
 
     _method = "bosh3"
 
 
 @dataclass(frozen=True)
 class AdaptiveHeun(Adaptive):
-    """Order 2, 2 network calls a step."""
+    """Order 2, 2 network calls a step, Heun's method with Euler's in it: see `Adaptive`."""
 
     _method = "adaptive_heun"

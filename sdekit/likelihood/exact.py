@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit.likelihood.adaptive import Dopri5
 from sdekit.likelihood.angle import Turned
-from sdekit.likelihood.integrate import Flow, Integrator, Pair
+from sdekit.likelihood.integrate import FixedGrid, Flow, Integrator, Pair
 from sdekit.likelihood.prior import prior_share
 from sdekit.likelihood.trace import Exact, Trace
 from sdekit.prediction import Model
 
-DEFAULT_INTEGRATOR = Dopri5()
+# Chosen by measurement. With an exact trace its 128 network calls err on trained networks by 1e-3 nats (d = 2) to 1e-2
+# (d = 64), as those of adaptive methods do; on mixtures of width 0.3 by 1e-6. With random probes, new ones at every
+# evaluation err 9 times less than probes held fixed. And no sample depends on its batch.
+DEFAULT_INTEGRATOR = FixedGrid()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Likelihood:
         nfe: calls of the network, forward. The divergence makes none of its own: it goes backward through the same
             calls, once per dimension (`Exact`) or once per probe (`Hutchinson`).
         stderr: the standard error of log_prob from random probes: zero for an exact trace, NaN for one probe, which
-            says nothing of its error. The error of integration is not in it; halve the tolerance to see that one.
+            says nothing of its error. The error of integration is not in it; see that one with twice the steps.
         prior_share: log p_T(latent) - log_prior, what log_prob lacks because the marginal at t_max is not the prior.
             Exact if the model knows its marginal (an oracle); else an estimate that takes the marginal for a Gaussian.
     """
@@ -64,7 +66,7 @@ def log_likelihood(
     Args:
         model: the model; a sample's prediction must not depend on the others (put batch norm in eval mode).
         x: data with the noise of t_min, or without it where that is small: shape (B, ...), float32 or float64.
-        integrator: `Dopri5()` and its like, or `FixedGrid()`, for which a value does not depend on the batch.
+        integrator: `FixedGrid()`, or `Dopri5(rtol, atol)` and its like where a tolerance must be met.
         trace: `Exact()`, or `Hutchinson(probes)` where the dimension is large.
         data: draws of the data for the estimate of `prior_share`, shape (n, ...); by default `x` itself.
 

@@ -84,7 +84,7 @@ class Integrator(Value, ABC):
 
 @dataclass(frozen=True)
 class FixedGrid(Integrator):
-    """A Runge-Kutta method on a grid, run from data to noise.
+    """A Runge-Kutta method on a grid, run from data to noise in the angle atan2(sigma, alpha).
 
     A sample's value does not depend on its batch. Random probes are drawn anew at every evaluation, so that their
     errors average out along the path; the estimate stays unbiased, since the states do not depend on the probes.
@@ -145,6 +145,4 @@ def _at_step(k: int, times: Tensor) -> str:
 
 
 def _no_noise(t: Time, s: Time) -> Tensor:
-    raise TypeError(
-        "The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4()."
-    )
+    raise TypeError("The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4().")

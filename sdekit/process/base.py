@@ -35,7 +35,7 @@ class Normal(NamedTuple):
         """Return log N(x; mean, std^2 I) in nats, summed over all but the batch dimension: shape (B,)."""
         std = torch.as_tensor(self.std, dtype=x.dtype, device=x.device)
         terms = ((x - self.mean) / std) ** 2 + math.log(2 * math.pi) + 2 * std.log()
-        return -0.5 * terms.flatten(1).sum(1)
+        return -0.5 * terms.reshape(len(x), -1).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Process(Value, ABC):
         alpha, sigma = self.alpha(t), self.sigma(t)
         if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (alpha >= 0) & (sigma >= 0)).all()):
             raise ValueError(f"alpha and sigma must be finite and at least 0 on [t_min, t_max]; {self} is not.")
-        rises = torch.diff(alpha.log() - sigma.log()) >= 0
+        rises = ~(torch.diff(alpha.log() - sigma.log()) < 0)
         if bool(rises.any()):
             at = float(t[int(rises.nonzero()[0])])
             raise ValueError(
@@ -124,7 +124,7 @@ class Process(Value, ABC):
         wanted = as_time(lam)
         lo, hi = torch.full_like(wanted, self.t_min), torch.full_like(wanted, self.t_max)
         slack = 1e-9 * (1 + wanted.abs())
-        if bool(((wanted > self.lam(lo) + slack) | (wanted < self.lam(hi) - slack)).any()):
+        if not bool(((wanted <= self.lam(lo) + slack) & (wanted >= self.lam(hi) - slack)).all()):
             raise ValueError(
                 f"lam must lie in [{float(self.lam(self.t_max)):.6g}, {float(self.lam(self.t_min)):.6g}], reached by "
                 f"{self}; got values from {float(wanted.min()):.6g} to {float(wanted.max()):.6g}."
@@ -134,10 +134,9 @@ class Process(Value, ABC):
                 mid = (lo + hi) / 2
                 early = self.lam(mid) > wanted
                 lo, hi = torch.where(early, mid, lo), torch.where(early, hi, mid)
-        if not wanted.requires_grad:
-            return hi
         slope = self.f(hi) - self.rates(hi)[1] / self.sigma(hi)
-        return hi - (self.lam(hi) - wanted) / slope  # Newton's step, where the derivative of the inverse enters
+        newton = (self.lam(hi) - wanted) / slope  # zero up to rounding; the derivative of the inverse enters by it
+        return torch.where(newton.isfinite(), hi - newton, hi)
 
     def decay(self, t: Time, s: Time) -> Tensor:
         """Return e^{lam(t) - lam(s)} = alpha_t sigma_s / (alpha_s sigma_t), finite where one of the four is 0."""
@@ -192,7 +191,7 @@ class Process(Value, ABC):
         return Normal(0.0, self.sigma(as_time(self.t_max)))
 
     def check(self, t: Time) -> Tensor:
-        """Return `t` as a tensor, if it lies in [t_min, t_max] up to rounding, or is the clean end.
+        """Return `t` as a tensor, if it lies in [t_min, t_max] up to rounding in float32, or is the clean end.
 
         Times on an accelerator are not read, since that would make it wait.
 
@@ -202,14 +201,19 @@ class Process(Value, ABC):
         times = as_time(t)
         if times.device.type != "cpu" or torch.compiler.is_compiling():
             return times
-        slack = 1e-9 * (self.t_max - self.t_min)
-        inside = (times >= self.t_min - slack) & (times <= self.t_max + slack)
-        if not bool((inside | (times == self.clean)).all()):
+        slack = 2.0**-23 * max(abs(self.t_min), abs(self.t_max))
+        least, most = (float(end) for end in torch.aminmax(times))  # two comparisons of numbers, not six of tensors
+        inside = self.t_min - slack <= least and most <= self.t_max + slack
+        if not (inside or self._inside_or_clean(times, slack)):
             raise ValueError(
                 f"A time must lie in [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}] of {type(self).__name__}; "
-                f"got {float(times.min()):g} to {float(times.max()):g}. Set t_min or t_max if the model allows it."
+                f"got {least:g} to {most:g}. Set t_min or t_max if the model allows it."
             )
         return times
+
+    def _inside_or_clean(self, times: Tensor, slack: float) -> bool:
+        inside = (times >= self.t_min - slack) & (times <= self.t_max + slack)
+        return bool((inside | (times == self.clean)).all())
 
 
 def _takes_numbers(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -76,8 +76,10 @@ class Discrete(Process):
     @cached_property
     def _cubics(self) -> Tensor:
         """Coefficients (4, T), highest power first, of log alpha on each interval, from its left node."""
-        log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas)))])
-        return torch.from_numpy(PchipInterpolator(np.arange(self.steps + 1), log_alpha).c)
+        rises = 0.5 * np.log1p(-np.asarray(self.betas))
+        # a step more at either end, like its neighbour, so that the slope there is the table's and never 0
+        log_alpha = np.concatenate([[-rises[0], 0.0], np.cumsum([*rises, rises[-1]])])
+        return torch.from_numpy(PchipInterpolator(np.arange(-1, self.steps + 2), log_alpha).c[:, 1:-1])
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """Return log alpha(t), equal to the table's at the nodes."""

@@ -97,6 +97,11 @@ class VE(Process):
     sigma_max: float = 50.0
     clean: ClassVar[float] = -math.inf
 
+    def __post_init__(self) -> None:
+        if not self.sigma_min > 0:
+            raise ValueError(f"sigma_min must be positive; got {self.sigma_min}. For sigma down to 0 use EDM.")
+        super().__post_init__()
+
     @property
     def rate(self) -> float:
         """Return log(sigma_max / sigma_min), the growth rate of sigma."""
@@ -185,9 +190,9 @@ class Cosine(Process):
         return torch.cos(self.theta(t)) / math.cos(self.s * math.pi / 2 / (1 + self.s))
 
     def sigma(self, t: Tensor) -> Tensor:
-        # 1 - cos^2 a / cos^2 b = sin(a - b) sin(a + b) / cos^2 b, which keeps its digits near t = 0
-        b = self.s * math.pi / 2 / (1 + self.s)
-        return (torch.sin(self.theta(t) - b) * torch.sin(self.theta(t) + b)).sqrt() / math.cos(b)
+        # 1 - cos^2 a / cos^2 b = sin(a - b) sin(a + b) / cos^2 b, where a - b is a multiple of t: no digits are lost
+        b, rise = self.s * math.pi / 2 / (1 + self.s), t * (math.pi / 2 / (1 + self.s))
+        return (torch.sin(rise) * torch.sin(rise + 2 * b)).sqrt() / math.cos(b)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         b = self.s * math.pi / 2 / (1 + self.s)

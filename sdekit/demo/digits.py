@@ -1,0 +1,162 @@
+"""The steps of the demo, each a function; the command line calls the same ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sdekit import (
+    DDIM,
+    DDPM,
+    HEUN,
+    VP,
+    Denoised,
+    Denoiser,
+    Grid,
+    LogSNR,
+    Method,
+    Preconditioned,
+    Process,
+    Target,
+    sample,
+)
+from sdekit.data import Images, digits
+from sdekit.likelihood import Dequantization, FixedGrid, Hutchinson, log_likelihood
+from sdekit.methods import METHODS, DPMpp2M
+from sdekit.metrics import FrechetDistance, digit_features
+from sdekit.nets import MLP
+from sdekit.solvers import RK4
+from sdekit.study import Report, Study
+from sdekit.training import LogNormal, Objective, Recipe, Trainer, load
+
+SAMPLERS: dict[str, Method] = {
+    "DDPM": DDPM,
+    "DDIM": DDIM,
+    "Euler-Maruyama": METHODS["euler-maruyama"],
+    "Heun": HEUN,
+    "DPM-Solver++ 2M": DPMpp2M,
+    "Exponential 3": METHODS["exponential-3"],
+}
+LEVELS = Dequantization(levels=17)
+GRID = Denoised(LogSNR(20))
+
+
+def train(
+    path: Path,
+    steps: int = 3000,
+    process: Process = VP(),
+    predicts: Target = Preconditioned(sigma_data=0.75),
+    seed: int = 0,
+) -> Denoiser:
+    """Train an MLP on the digits and store it at `path`, every 500 steps; a run that was stopped goes on.
+
+    The network learns with the labels and, on every tenth image, without. Pixels are dequantised, so that the model has
+    a density of which a likelihood can be asked.
+    """
+    data = _training_data(digits())
+    trainer = _resumed(path, data, steps)
+    if trainer is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = MLP((1, 8, 8), classes=10)
+        model = Denoiser(net, process, predicts=predicts)
+        objective = Objective(times=LogNormal(mean=-0.4, std=1.2))
+        trainer = Trainer(model, data, Recipe(steps, lr=2e-3, warmup=100, final=0.0), objective, seed)
+    bar = tqdm(trainer, total=steps, initial=trainer.step, desc="train", unit="step")
+    for progress in bar:
+        if progress.step % 100 == 0:
+            bar.set_postfix(loss=f"{float(progress.loss):.3f}")
+        if progress.step % 500 == 0:
+            trainer.save(path)
+    trainer.save(path)
+    return load(path)
+
+
+def draw(
+    model: Denoiser, method: Method = DPMpp2M, grid: Grid = GRID, labels: Tensor | None = None, seed: int = 0
+) -> Tensor:
+    """Draw a digit for each label (by default ten of each kind, class by class), rounded to the levels of the data."""
+    labels = torch.arange(10).repeat_interleave(10) if labels is None else labels
+    return LEVELS.round(sample(model.given(label=labels), (len(labels), 1, 8, 8), method, grid, seed))
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-probabilities per image, shape (n,), of test digits and of what should be far less likely.
+
+    Attributes:
+        nats: by kind of image, the log-density in nats.
+        bits: by kind of image, bits per dimension.
+        nfe: network calls per image.
+    """
+
+    nats: dict[str, Tensor]
+    bits: dict[str, Tensor]
+    nfe: int
+
+
+def likelihoods(model: Denoiser, count: int = 100, seed: int = 0) -> Likelihoods:
+    """Return the log-likelihood of test digits, of the same with their pixels shuffled, and of uniform noise."""
+    images = digits().test[:count]
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = images.flatten(1)[:, torch.randperm(64, generator=generator)].reshape(images.shape)
+    noise = torch.randint(0, 17, images.shape, generator=generator) / 8 - 1
+    kinds = {"test digits": images, "shuffled pixels": shuffled, "uniform noise": noise}
+    nats, bits = {}, {}
+    for kind, x in tqdm(kinds.items(), desc="likelihood", unit="kind"):
+        result = log_likelihood(
+            model, LEVELS.apply(x, seed), FixedGrid(RK4(), LogSNR(16)), Hutchinson(probes=8, seed=seed)
+        )
+        nats[kind], bits[kind] = result.log_prob, LEVELS.bits_per_dim(result.log_prob, 64)
+    return Likelihoods(nats, bits, result.nfe)
+
+
+def study(
+    model: Denoiser,
+    path: Path,
+    methods: dict[str, Method] = SAMPLERS,
+    budgets: tuple[int, ...] = (5, 10, 20, 50),
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> Report:
+    """Measure samplers by Frechet distance in the features of a digit classifier, at the labels of the test digits."""
+    data = digits()
+    features = digit_features()
+    metric = FrechetDistance(_Rounded(features), data.train)
+    conditional = model.given(label=data.test_labels)
+    shape = tuple(data.test.shape)
+    plan = Study(conditional, methods, metric, shape, floor=data.test, budgets=budgets, seeds=seeds, grid=GRID)
+    # one batch, since the labels are those of the whole of it
+    return plan.run(path, batch=len(data.test), progress=lambda cells: tqdm(cells, desc="study", unit="cell"))
+
+
+class _Rounded(torch.nn.Module):
+    """Features of images rounded to the levels of the data, as real images are."""
+
+    name = "digit classifier"
+
+    def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(LEVELS.round(x))
+
+
+def _training_data(data: Images) -> tuple[Tensor, Tensor]:
+    """Ten copies of the training digits, each dequantised anew, the last one without labels."""
+    images = torch.cat([LEVELS.apply(data.train, seed) for seed in range(10)])
+    labels = torch.cat([data.train_labels] * 9 + [torch.full_like(data.train_labels, data.classes)])
+    return images, labels
+
+
+def _resumed(path: Path, data: tuple[Tensor, Tensor], steps: int) -> Trainer | None:
+    if not os.path.exists(path):
+        return None
+    trainer = Trainer.load(path, data)
+    return trainer if trainer.recipe.steps == steps else None
