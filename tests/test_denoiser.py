@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -143,6 +144,17 @@ def test_functional_transforms_go_through_x(process, draw):
     agree(mapped, model(x, t).x0, 1e-9)
     rows = torch.func.vmap(torch.func.jacrev(lambda one: model(one[None], t).x0[0]))(x)
     agree(torch.einsum("bij,bj->bi", rows, v), forward, 1e-9)
+
+
+@every_process
+def test_gradients_go_through_the_time(process, draw):
+    model = Denoiser(Net(), process, predicts=draw(TARGETS))
+    x, t = normal(3, 2), draw(times(process)).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        (backward,) = torch.autograd.grad(model(x, t).x0.sum(), t)
+    _, forward = torch.func.jvp(lambda t: model(x, t).x0.sum(), (t.detach(),), (torch.ones_like(t),))
+    agree(backward, forward, 1e-9)
 
 
 # Clocks -----------------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import TABLES, agree, every_process, number
+from strategies import TABLES, Exact, agree, every_process, normal, number
 
 from sdekit import (
     EDM,
+    EULER,
     VE,
     VP,
     Denoised,
@@ -28,6 +29,7 @@ from sdekit import (
     Times,
     Trailing,
     Uniform,
+    solve,
 )
 from sdekit.grid import Reversed
 
@@ -111,6 +113,14 @@ def test_karras_is_edm_s(steps, rho):
 
 def test_denoised_is_the_grid_itself_where_t_min_is_clean():
     agree(Denoised(Uniform(4))(WHOLE_PATH), [1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_t_min_up_to_rounding_is_not_the_clean_end():
+    """A last time kept in float32 may lie a little before t_min; the run goes there, and does not end by denoising."""
+    model, x = Exact(RectifiedFlow(t_min=0.02)), normal(3, 2)
+    rounded = float(torch.tensor(0.02, dtype=torch.float32))
+    assert rounded < 0.02
+    agree(solve(model, x, EULER, Times((0.9, rounded))).x, solve(model, x, EULER, Times((0.9, 0.02))).x, 1e-6)
 
 
 def test_denoised_appends_to_explicit_times():

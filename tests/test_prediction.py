@@ -64,6 +64,7 @@ def test_gain_is_the_derivative_of_x0_by_the_answer(process, draw):
         return Prediction(process, x, t, answer, target).x0
 
     slope = torch.func.jvp(x0, (answer,), (torch.ones_like(answer),))[1]
+    assert target.gain(process, t).shape == t.shape
     agree(column(target.gain(process, t), x), slope, 1e-9)
 
 

@@ -452,7 +452,7 @@ def step(t):
         (lambda: Discrete(betas=(0.1, 0.0)), r"in \(0, 1\)"),
         (lambda: Discrete(betas=(0.1, 1.0)), "at most 0.999"),
         (lambda: Discrete(betas=(0.1, math.nan)), r"in \(0, 1\)"),
-        (lambda: Discrete(betas=(0.1, 0.2), t_max=1.5), "t_max"),
+        (lambda: Discrete(betas=(0.1, 0.1, 0.1), t_max=1.5), "at most 1"),
         (lambda: FromDrift(rate=lambda t: -step(t), noise=torch.ones_like), "smooth"),
         (lambda: FromDrift(rate=lambda t: -t, noise=step), "smooth"),
     ],

@@ -20,9 +20,9 @@ class Adaptive(Integrator):
     """A Runge-Kutta pair of torchdiffeq with step control; see its subclasses.
 
     A step is accepted if for every sample the error estimated for its coordinates, and for its log-determinant, is at
-    most atol + rtol |value| in the root mean square. The steps are shared by the batch, so a sample's value depends on
-    its batch, within the tolerance; where that matters use `FixedGrid`. The pair is held in float64, and the model
-    asked in the dtype of the data.
+    most atol + rtol |value| in the root mean square. Over a run the errors add up: from 1 to 500 times the tolerance
+    were measured. The steps are shared by the batch, so a sample's value depends on its batch, by no more than that;
+    where it matters use `FixedGrid`. The pair is held in float64, and the model asked in the dtype of the data.
 
     Random probes are held fixed along the path: with new ones at every evaluation the integrand would be noise, whose
     error estimate no step can bring down. But then their errors add up instead of averaging out; with `Hutchinson`
@@ -47,7 +47,9 @@ class Adaptive(Integrator):
 
     def __post_init__(self) -> None:
         if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
-            raise ValueError(f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}.")
+            raise ValueError(
+                f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}."
+            )
         if not isinstance(self.max_nfe, int) or self.max_nfe < 1:
             raise ValueError(f"max_nfe must be a whole number of at least 1; got {self.max_nfe!r}.")
 
@@ -64,7 +66,7 @@ class Adaptive(Integrator):
         dtype, device = start.x.dtype, start.x.device
         process = flow.process
         ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device=device)
-        at = ends[0]
+        at = ends[0].cpu()
 
         def slope(theta: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             nonlocal at

@@ -55,22 +55,25 @@ class Turned:
     def time(self, theta: Tensor) -> Tensor:
         """Return the model's own time at the angle `theta`, 0-d, by false position between neighbours in a table.
 
-        (`Process.time` may be a bisection, which takes ten times as many calls of alpha and sigma.) The weights of the
-        two ends are Illinois's. Reference: Dowell & Jarratt 1971, "A modified regula falsi method".
+        (`Process.time` may be a bisection, which takes ten times as many calls of alpha and sigma.)
+
+        Reference: Dowell & Jarratt 1971, "A modified regula falsi method for computing the root of an equation".
         """
         k = int(torch.searchsorted(self.angles, theta).clamp(1, len(self.angles) - 1))
-        (low, high), (below, above) = self.times[k - 1 : k + 1], self.angles[k - 1 : k + 1] - theta
+        low, high = self.times[k - 1], self.times[k]
+        below, above = self.angles[k - 1] - theta, self.angles[k] - theta
         if below >= 0 or above <= 0:  # an end, up to rounding: beyond it the model must not be asked
             return low if below >= 0 else high
+        moved = 0
         for _ in range(60):
             t = (low * above - high * below) / (above - below)
             gap = angle(self.model.process, t) - theta
-            if gap < 0:
-                low, below, above = t, gap, above / 2
-            else:
-                high, above, below = t, gap, below / 2
             if abs(gap) <= 1e-13 * theta:
                 break
+            if gap < 0:  # the end that stays a second time counts half
+                low, below, above, moved = t, gap, above / 2 if moved < 0 else above, -1
+            else:
+                high, above, below, moved = t, gap, below / 2 if moved > 0 else below, 1
         return t
 
     def scale(self, t: Time) -> Tensor:

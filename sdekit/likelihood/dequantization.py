@@ -95,7 +95,8 @@ class Dequantization(Value):
     def log_mass(self, log_prob: Tensor, dims: int) -> Tensor:
         """Return log (mean over draws of p) + dims log width: a lower bound, in expectation, of log P in nats, (B,).
 
-        With one draw it is the bound above; with more it is tighter.
+        With one draw it is the bound above; with more it is tighter, but then the densities must come from an exact
+        trace: the error of random probes, exponentiated, would raise the mean above the bound.
 
         Args:
             log_prob: log-densities of dequantized data in nats: shape (B,), or (draws, B) for draws of several seeds.

@@ -33,7 +33,8 @@ class Likelihood:
         stderr: the standard error of log_prob from random probes: zero for an exact trace, NaN for one probe, which
             says nothing of its error. The error of integration is not in it; see that one with twice the steps.
         prior_share: log p_T(latent) - log_prior, what log_prob lacks because the marginal at t_max is not the prior.
-            Exact if the model knows its marginal (an oracle); else an estimate that takes the marginal for a Gaussian.
+            Exact if the model knows its marginal (an oracle); else an estimate that takes the marginal for a Gaussian
+            with the moments of the data, NaN for fewer than 2 of them.
     """
 
     log_prob: Tensor
@@ -58,7 +59,7 @@ def log_likelihood(
 
     "Exact" means up to the prior N(0, sigma_T^2 I), taken for p_T (`prior_share` says how much that is), and to the
     time cut: it is the density of data with the noise of t_min on it. The integral is made in the angle
-    atan2(sigma, alpha), where every process is the same flow, and takes the same number of network calls.
+    atan2(sigma, alpha), where every process is the same flow and takes about the same number of network calls.
 
     Gradients flow, to `x` and to the model's parameters, if grad mode is on and `x` requires grad. Otherwise nothing is
     recorded, so that a model's likelihood is evaluated without keeping the graph of all its calls.

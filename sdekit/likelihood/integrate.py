@@ -145,4 +145,6 @@ def _at_step(k: int, times: Tensor) -> str:
 
 
 def _no_noise(t: Time, s: Time) -> Tensor:
-    raise TypeError("The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4().")
+    raise TypeError(
+        "The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4()."
+    )

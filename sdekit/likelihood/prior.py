@@ -44,7 +44,7 @@ def prior_share(model: Model, latent: Tensor, data: Tensor) -> Tensor:
     prior = process.prior().log_prob(_rows(latent))
     if isinstance(model, Marginal):
         return model.log_prob(latent, process.t_max).to(torch.float64) - prior
-    return _gaussian(process, _rows(latent), _rows(data.detach())) - prior
+    return _gaussian(process, _rows(latent), _rows(data.detach().to(latent.device))) - prior
 
 
 def _gaussian(process: Process, z: Tensor, points: Tensor) -> Tensor:
