@@ -2,7 +2,20 @@
 
 from sdekit.denoiser import ByIndex, ByNoise, ByTime, Denoiser
 from sdekit.equation import ForwardSDE, ProbabilityFlow, ReverseSDE
-from sdekit.grid import Denoised, Grid, Karras, Leading, Linspace, LogSNR, Quadratic, Reversed, Times, Trailing, Uniform
+from sdekit.grid import (
+    Angular,
+    Denoised,
+    Grid,
+    Karras,
+    Leading,
+    Linspace,
+    LogSNR,
+    Quadratic,
+    Reversed,
+    Times,
+    Trailing,
+    Uniform,
+)
 from sdekit.likelihood import Dequantization, Dopri5, Exact, FixedGrid, Hutchinson, bits_per_dim, log_likelihood
 from sdekit.methods import (
     DDIM,
@@ -19,7 +32,7 @@ from sdekit.methods import (
 from sdekit.noise import BrownianPath, Keyed
 from sdekit.oracle import Empirical, Gaussian, GaussianMixture
 from sdekit.prediction import X0, Eps, Model, Preconditioned, Prediction, Score, Target, V, Velocity
-from sdekit.process import EDM, VE, VP, Cosine, Discrete, FromDrift, Process, RectifiedFlow, SubVP
+from sdekit.process import EDM, VE, VP, Cosine, Discrete, FromDrift, Process, RectifiedFlow, SubVP, TrigFlow
 from sdekit.sample import Solution, encode, sample, solve, trajectory
 from sdekit.solvers import RK4, Ancestral, Euler, EulerMaruyama, Exponential, Heun, Solver, Step
 
@@ -36,6 +49,7 @@ __all__ = [
     "VP",
     "X0",
     "Ancestral",
+    "Angular",
     "BrownianPath",
     "ByIndex",
     "ByNoise",
@@ -85,6 +99,7 @@ __all__ = [
     "Target",
     "Times",
     "Trailing",
+    "TrigFlow",
     "Uniform",
     "V",
     "Velocity",

@@ -64,6 +64,7 @@ class Denoiser(nn.Module):
 
     The network runs in the dtype of its own parameters; the state, and all coefficients, keep theirs.
 
+    >>> from sdekit import VP, Eps
     >>> model = Denoiser(lambda x, t: 0 * x, VP(), predicts=Eps())
     >>> model(torch.ones(2, 3), 0.5).x0.shape
     torch.Size([2, 3])

@@ -84,7 +84,8 @@ def sample(
         grid: where the steps fall.
         seed: sample i is a function of (seed, i) alone, up to the network's own rounding.
 
-    >>> x = sample(GaussianMixture(VP(), means=torch.tensor([[-1.0], [1.0]]), covariance=0.1), (4, 1))
+    >>> from sdekit import VP, GaussianMixture
+    >>> x = sample(GaussianMixture(VP(), torch.tensor([[-1.0], [1.0]]), 0.1), (4, 1))
     >>> bool(((x.abs() - 1).abs() < 0.5).all())
     True
     """

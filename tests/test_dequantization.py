@@ -34,9 +34,7 @@ def test_a_width_is_the_distance_of_levels() -> None:
     assert Dequantization(256, 0.0, 1.0).width == 1 / 255
 
 
-@given(
-    st.integers(2, 300), st.floats(-5, 5), st.floats(0.1, 10), st.sampled_from([torch.float32, torch.float64])
-)
+@given(st.integers(2, 300), st.floats(-5, 5), st.floats(0.1, 10), st.sampled_from([torch.float32, torch.float64]))
 def test_noise_stays_in_its_bin(count: int, low: float, extent: float, dtype: torch.dtype) -> None:
     deq = Dequantization(count, low, low + extent)
     x = levels(deq, 4, 3, 5).to(dtype)
@@ -62,9 +60,7 @@ def test_the_digits_are_on_17_levels() -> None:
 
 def test_a_uniform_law_on_the_levels_has_log2_levels_bits() -> None:
     deq = Dequantization(256, 0.0, 1.0)
-    log_density = torch.full(
-        (5,), -12 * math.log(256 * deq.width)
-    )  # uniform over the 256 bins, in 12 dimensions
+    log_density = torch.full((5,), -12 * math.log(256 * deq.width))  # uniform over the 256 bins, in 12 dimensions
     torch.testing.assert_close(deq.bits_per_dim(log_density, 12), torch.full((5,), 8.0))
 
 
@@ -94,9 +90,7 @@ def test_bits_of_a_model_from_end_to_end() -> None:
     bits = deq.bits_per_dim(log_likelihood(model, y).log_prob, 4)
     truth = deq.bits_per_dim(model.log_prob(y), 4)
     torch.testing.assert_close(bits, truth, rtol=0, atol=1e-5)
-    assert float(bits.mean()) == pytest.approx(
-        math.log2(std / deq.width * math.sqrt(2 * math.pi * math.e)), abs=0.15
-    )
+    assert float(bits.mean()) == pytest.approx(math.log2(std / deq.width * math.sqrt(2 * math.pi * math.e)), abs=0.15)
 
 
 def test_goes_to_json_and_back() -> None:
@@ -133,7 +127,5 @@ def test_values_are_checked(arguments: tuple[float, ...], message: str) -> None:
 
 
 def test_dims_are_checked() -> None:
-    with pytest.raises(
-        ValueError, match="dims must be the number of coordinates of a sample, at least 1; got 0"
-    ):
+    with pytest.raises(ValueError, match="dims must be the number of coordinates of a sample, at least 1; got 0"):
         bits_per_dim(torch.zeros(1), 0)

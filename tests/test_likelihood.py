@@ -17,6 +17,7 @@ from sdekit import (
     RK4,
     VE,
     VP,
+    Angular,
     Cosine,
     Denoised,
     Denoiser,
@@ -39,7 +40,6 @@ from sdekit import (
 from sdekit._value import Value
 from sdekit.likelihood import (
     AdaptiveHeun,
-    Angular,
     Bosh3,
     Dopri5,
     Dopri8,
@@ -136,9 +136,7 @@ def test_a_process_given_by_its_drift() -> None:
     assert error(model, x, log_likelihood(model, x, FixedGrid(RK4(), Angular(16)))) < 5e-3
 
 
-@pytest.mark.parametrize(
-    "integrator", [Dopri8(1e-7, 1e-7), Bosh3(1e-6, 1e-6), AdaptiveHeun(1e-5, 1e-5)], ids=name
-)
+@pytest.mark.parametrize("integrator", [Dopri8(1e-7, 1e-7), Bosh3(1e-6, 1e-6), AdaptiveHeun(1e-5, 1e-5)], ids=name)
 def test_every_adaptive_method_agrees(integrator: Integrator) -> None:
     model = mixture(VP())
     x = draws(model, 8)
@@ -157,9 +155,7 @@ def test_a_tighter_tolerance_is_more_exact() -> None:
 def test_the_pair_has_the_order_of_its_solver(solver: Euler | Heun | RK4, order: int) -> None:
     model = mixture(VE())
     x = draws(model, 16)
-    coarse, fine = (
-        error(model, x, log_likelihood(model, x, FixedGrid(solver, Angular(n)))) for n in (100, 200)
-    )
+    coarse, fine = (error(model, x, log_likelihood(model, x, FixedGrid(solver, Angular(n)))) for n in (100, 200))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
 
 
@@ -204,9 +200,7 @@ def test_float32_is_as_good_as_its_digits(integrator: Integrator) -> None:
     single = log_likelihood(model, x.float(), integrator)
     assert single.latent.dtype == torch.float32
     assert single.log_prob.dtype == torch.float64
-    torch.testing.assert_close(
-        single.log_prob, log_likelihood(model, x, integrator).log_prob, rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(single.log_prob, log_likelihood(model, x, integrator).log_prob, rtol=0, atol=1e-4)
 
 
 # The prior --------------------------------------------------------------------------------------------------
@@ -261,9 +255,7 @@ def test_exact_is_the_trace_of_the_jacobian(shape: tuple[int, ...], dtype: torch
         return model(x, 0.3).velocity
 
     value, divergence = Exact(chunk)(drift, x)
-    rows = [
-        torch.autograd.functional.jacobian(drift, x[i : i + 1]).reshape(x[0].numel(), -1) for i in range(3)
-    ]
+    rows = [torch.autograd.functional.jacobian(drift, x[i : i + 1]).reshape(x[0].numel(), -1) for i in range(3)]
     expected = torch.stack([row.trace() for row in rows]).to(torch.float64)
     torch.testing.assert_close(value, drift(x))
     torch.testing.assert_close(divergence[:, 0], expected, rtol=1e-5, atol=1e-6)
@@ -344,9 +336,7 @@ def test_adaptive_steps_make_a_sample_depend_on_its_batch_only_within_the_tolera
 def test_same_seed_same_value_another_seed_another() -> None:
     model = mixture(VP())
     x, integrator = draws(model, 3), FixedGrid(RK4(), Angular(4))
-    one, again, other = (
-        log_likelihood(model, x, integrator, Hutchinson(1, seed=s)).log_prob for s in (1, 1, 2)
-    )
+    one, again, other = (log_likelihood(model, x, integrator, Hutchinson(1, seed=s)).log_prob for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
@@ -509,16 +499,12 @@ def test_a_model_that_breaks_is_reported_where_it_does(integrator: Integrator, w
 
 
 def test_adaptive_steps_that_underflow_are_reported() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"Dopri5 must reach t_max .* underflow in dt.*Loosen rtol and atol"
-    ):
+    with pytest.raises(RuntimeError, match=r"Dopri5 must reach t_max .* underflow in dt.*Loosen rtol and atol"):
         log_likelihood(network(2, process=VP()), normal(3, 2), Dopri5(1e-40, 1e-40))
 
 
 def test_an_adaptive_run_gives_up_in_time() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"within max_nfe=20 network calls.* at t=0\.\d+, 20 network calls"
-    ):
+    with pytest.raises(RuntimeError, match=r"within max_nfe=20 network calls.* at t=0\.\d+, 20 network calls"):
         log_likelihood(network(2), normal(3, 2), Bosh3(1e-9, 1e-9, max_nfe=20))
 
 
@@ -535,15 +521,11 @@ def test_solvers_that_do_not_work_on_the_drift_are_refused() -> None:
 
 
 def test_a_grid_that_stops_short_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"must reach from t_max to t_min, 1 to 0.001; .* goes from 1 to 0.1"
-    ):
+    with pytest.raises(ValueError, match=r"must reach from t_max to t_min, 1 to 0.001; .* goes from 1 to 0.1"):
         log_likelihood(mixture(VP()), normal(3, 2), FixedGrid(RK4(), Times((1.0, 0.5, 0.1))))
 
 
-@pytest.mark.parametrize(
-    "x", [torch.zeros(()), torch.zeros(0, 2), torch.zeros(3, 2, dtype=torch.int64)], ids=str
-)
+@pytest.mark.parametrize("x", [torch.zeros(()), torch.zeros(0, 2), torch.zeros(3, 2, dtype=torch.int64)], ids=str)
 def test_states_must_be_a_batch(x: Tensor) -> None:
     with pytest.raises(ValueError, match="x must be a batch"):
         log_likelihood(mixture(VP()), x)

@@ -64,7 +64,6 @@ def test_gain_is_the_derivative_of_x0_by_the_answer(process, draw):
         return Prediction(process, x, t, answer, target).x0
 
     slope = torch.func.jvp(x0, (answer,), (torch.ones_like(answer),))[1]
-    assert target.gain(process, t).shape == t.shape
     agree(column(target.gain(process, t), x), slope, 1e-9)
 
 
@@ -128,6 +127,12 @@ def test_an_answer_that_determines_nothing_else_is_still_itself():
 def test_score_of_noise_is_determined_where_alpha_vanishes():
     eps = normal(4, 2)
     agree(Prediction(WHOLE_PATH, eps, instant(1.0), eps, Eps()).score, -eps)
+
+
+@pytest.mark.parametrize("target", VIEWS, ids=str)
+def test_gain_has_an_entry_for_every_time(target):
+    assert target.gain(VP(), torch.tensor([0.3, 0.4, 0.5])).shape == (3,)
+    assert target.gain(VP(), 0.3).shape == ()
 
 
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])

@@ -1,7 +1,6 @@
 """Log-likelihoods by the probability flow: exact or estimated traces, adaptive or fixed steps, densities and bits."""
 
 from sdekit.likelihood.adaptive import Adaptive, AdaptiveHeun, Bosh3, Dopri5, Dopri8
-from sdekit.likelihood.angle import Angular
 from sdekit.likelihood.dequantization import Dequantization, bits_per_dim
 from sdekit.likelihood.exact import Likelihood, log_likelihood
 from sdekit.likelihood.integrate import FixedGrid, Flow, Integrator, Pair
@@ -10,7 +9,6 @@ from sdekit.likelihood.trace import Exact, Hutchinson, Normals, Probe, Rademache
 __all__ = [
     "Adaptive",
     "AdaptiveHeun",
-    "Angular",
     "Bosh3",
     "Dequantization",
     "Dopri5",

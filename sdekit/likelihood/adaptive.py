@@ -47,9 +47,7 @@ class Adaptive(Integrator):
 
     def __post_init__(self) -> None:
         if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
-            raise ValueError(
-                f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}."
-            )
+            raise ValueError(f"Tolerances must be positive and finite; got rtol={self.rtol}, atol={self.atol}.")
         if not isinstance(self.max_nfe, int) or self.max_nfe < 1:
             raise ValueError(f"max_nfe must be a whole number of at least 1; got {self.max_nfe!r}.")
 

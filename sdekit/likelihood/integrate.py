@@ -15,8 +15,8 @@ from torch import Tensor
 from sdekit._broadcast import Time
 from sdekit._value import Value
 from sdekit.equation import ProbabilityFlow, System
-from sdekit.grid import Grid
-from sdekit.likelihood.angle import Angular, Turned, angle
+from sdekit.grid import Angular, Grid
+from sdekit.likelihood.angle import Turned
 from sdekit.likelihood.trace import Trace
 from sdekit.solvers import RK4, RungeKutta
 
@@ -118,7 +118,7 @@ class FixedGrid(Integrator):
             FloatingPointError: a state or its log-determinant is not finite; on an accelerator, raised at the end.
         """
         times = self._times(flow)
-        angles = angle(flow.turned.model.process, times)
+        angles = flow.turned.model.process.angle(times)
         state: Any = start
         for k, (here, there) in enumerate(itertools.pairwise(angles), 1):
             state = self.solver.step(flow, state, here, there, (), _no_noise).x
@@ -145,6 +145,4 @@ def _at_step(k: int, times: Tensor) -> str:
 
 
 def _no_noise(t: Time, s: Time) -> Tensor:
-    raise TypeError(
-        "The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4()."
-    )
+    raise TypeError("The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4().")

@@ -203,3 +203,23 @@ class Cosine(Process):
         log_alpha = -0.5 * torch.nn.functional.softplus(-2 * lam)
         cosine = torch.exp(log_alpha) * math.cos(self.s * math.pi / 2 / (1 + self.s))
         return torch.acos(cosine.clamp(max=1)) * (2 / math.pi * (1 + self.s)) - self.s
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrigFlow(Process):
+    """The angle as time: alpha = cos t, sigma = sin t. Its velocity is the v-prediction.
+
+    Reference: Lu & Song 2025 (arXiv 2410.11081), section 3.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.sin(t), torch.cos(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam))
