@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,9 +20,11 @@ class Equation(Value, ABC):
 
     Attributes:
         eta: the noise level; it multiplies g^2.
+        direction: the sign of the time steps for which it holds, -1 towards data, 1 towards noise, 0 for both.
     """
 
     eta: float = 0.0
+    direction: ClassVar[int] = 0
 
     @abstractmethod
     def drift(self, system: System, x: Tensor, t: Tensor) -> Tensor:
@@ -63,6 +66,7 @@ class ReverseSDE(Equation):
     """
 
     eta: float = 1.0
+    direction: ClassVar[int] = -1
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < float("inf"):
@@ -83,6 +87,7 @@ class ForwardSDE(Equation):
     """The forward process itself, dx = f x dt + g dw, run from data to noise; it asks the model nothing."""
 
     eta: float = 1.0
+    direction: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.eta != 1:

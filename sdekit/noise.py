@@ -83,6 +83,8 @@ class BrownianPath(Noise):
     depth: int = 26
 
     def on(self, system: System, x: Tensor) -> Callable[[int], Draw]:
+        if system.eta == 0:  # nothing drives the equation, and its clock stands still
+            return lambda k: lambda t, s: torch.zeros_like(x)
         path = _Path(self, system, x)
 
         def draw(t: Time, s: Time) -> Tensor:
@@ -105,7 +107,9 @@ class _Path:
         if not (math.isfinite(c_lo) and math.isfinite(c_hi)):
             raise ValueError(f"A Brownian path needs a finite log-SNR at both ends of {process}; move them inwards.")
         rise = math.sqrt(abs(c_hi - c_lo)) * self.normal(0, 0)
-        self.root = ((ends[0], c_lo, self.like), (ends[1], c_hi, rise))
+        # the path starts from 0 where its clock starts, or its first increments would drown in its last values
+        w_lo, w_hi = (self.like, rise) if c_lo < c_hi else (rise, self.like)
+        self.root = ((ends[0], c_lo, w_lo), (ends[1], c_hi, w_hi))
 
     def clock(self, t: float) -> float:
         return float(self.system.equation.clock(self.system.process, torch.tensor(t, dtype=torch.float64)))
@@ -127,16 +131,15 @@ class _Path:
             else:
                 lo, place = (mid, c, w), 2 * place + 1
         self.kept = way
-        share = (t - lo[0]) / (hi[0] - lo[0])
-        return lo[1] + share * (hi[1] - lo[1]), torch.lerp(lo[2], hi[2], share)
+        a, b = (t - lo[0]) / (hi[0] - lo[0]), (hi[0] - t) / (hi[0] - lo[0])
+        return b * lo[1] + a * hi[1], b * lo[2] + a * hi[2]
 
     def bridge(
         self, lo: tuple[float, float, Tensor], hi: tuple[float, float, Tensor], mid: float, z: Tensor
     ) -> tuple[float, Tensor]:
         c = self.clock(mid)
-        share = (c - lo[1]) / (hi[1] - lo[1])
-        spread = math.sqrt(max(0.0, share * (1 - share)) * abs(hi[1] - lo[1]))
-        return c, torch.lerp(lo[2], hi[2], share) + spread * z
+        a, b = abs(c - lo[1]), abs(hi[1] - c)  # no difference from 1: the clock runs over many powers of ten
+        return c, (b * lo[2] + a * hi[2]) / (a + b) + math.sqrt(a * b / (a + b)) * z
 
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

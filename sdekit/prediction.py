@@ -39,7 +39,7 @@ class Target(Value, ABC):
     def gain(self, process: Process, t: Time) -> Tensor:
         """Return c_out = d x0 / d F = -sigma c / D, the factor from an error of the network to an error of x0."""
         t = as_time(t)
-        return as_time(_solve(process, t, self.mixture(process, t), X0().mixture(process, t))[1])
+        return as_time(_solve(process, t, self.mixture(process, t), X0().mixture(process, t))[1]).expand_as(t)
 
     def scale_in(self, process: Process, t: Tensor) -> Tensor | float:
         """Return c_in, by which the state is multiplied before the network sees it."""

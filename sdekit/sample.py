@@ -44,13 +44,18 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must be a batch (B, ...) of floating-point states; got {x.dtype}, shape {tuple(x.shape)}.")
     times = grid(process)
+    if method.equation.direction * float(times[-1] - times[0]) < 0:
+        raise ValueError(
+            f"{method.equation} holds towards {'noise' if method.equation.direction > 0 else 'data'} only; the grid "
+            "runs the other way. Use the probability flow, or Reversed(grid)."
+        )
     health = _Health(x)
     health.check(x, "start", float(times[0]))
     of_step = (noise or Keyed()).on(system, x)
     past: tuple[Prediction, ...] = ()
     yield Solution(x, float(times[0]), 0)
     for k, (t, s) in enumerate(itertools.pairwise(times)):
-        if float(s) < process.t_min:  # the clean end, where no model can be asked: Tweedie's formula
+        if process.clean == float(s) < process.t_min:  # the clean end, where no model can be asked: Tweedie's formula
             x = system(x, t).x0
         else:
             x, seen = solver.step(system, x, t, s, past, of_step(k))

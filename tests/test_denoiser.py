@@ -84,7 +84,7 @@ def test_states_keep_their_dtype_and_networks_theirs(device):
         prediction = model(x, torch.linspace(0.1, 0.9, 4, dtype=torch.float64))
         assert net.x.dtype == net.time.dtype == torch.float32
         assert prediction.x is x
-        assert prediction.x0.dtype == dtype
+        assert prediction.answer.dtype == prediction.x0.dtype == dtype
         assert prediction.x0.device.type == device.type
     # the coefficients are float64: x0 is exact for the answer the float32 network gave
     alpha, sigma = (column(c(prediction.t), x.cpu()) for c in (VP().alpha, VP().sigma))

@@ -351,6 +351,18 @@ def test_values_are_frozen_and_return_from_json(kind, data):
             setattr(value, field.name, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Family(Value):
+    """A user's own value, of tuples of values."""
+
+    members: tuple[Process, ...]
+    shares: tuple[float, ...] = ()
+
+
+def test_own_values_return_from_json():
+    returns(Family(members=(VP(), EDM(t_max=3.0)), shares=(0.25, 0.75)))
+
+
 def test_stored_names_are_unique():
     names = [kind.__name__ for kind in values()]
     assert len(set(names)) == len(names)

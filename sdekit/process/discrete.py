@@ -16,7 +16,7 @@ from sdekit._broadcast import as_time
 from sdekit.process.base import Process
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Discrete(Process):
     """The variance-preserving process of a table beta_1 ... beta_T, with step k = 0 ... T-1 at t = (k + 1) / T.
 
@@ -45,6 +45,8 @@ class Discrete(Process):
                 f"betas must be at least 2 numbers in (0, 1); got {len(self.betas)} from {min(self.betas, default=0)} "
                 f"to {max(self.betas, default=0)}. For a table that ends in pure noise use at most 0.999."
             )
+        if self.t_max > 1:
+            raise ValueError(f"A table ends at t = 1, its last step, so t_max is at most 1; got {self.t_max}.")
         object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
         if self.t_min < 0:
             object.__setattr__(self, "t_min", 1 / len(self.betas))
@@ -63,6 +65,10 @@ class Discrete(Process):
         """
         bar = np.cos((np.arange(steps + 1) / steps + s) / (1 + s) * math.pi / 2) ** 2
         return cls(betas=tuple(np.minimum(1 - bar[1:] / bar[:-1], beta_max).tolist()))
+
+    def __repr__(self) -> str:
+        betas = f"<{self.steps} from {self.betas[0]:g} to {self.betas[-1]:g}>"
+        return f"{type(self).__name__}(betas={betas}, t_min={self.t_min:g}, t_max={self.t_max:g})"
 
     @property
     def steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,7 +80,10 @@ class FromDrift(Process):
         return f * alpha, f * sigma + self.g2(t) / (2 * sigma)
 
 
+_legendre = functools.cache(np.polynomial.legendre.leggauss)
+
+
 def _gauss(order: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(order)
+    nodes, weights = _legendre(order)
     return torch.from_numpy((nodes + 1) / 2).to(like), torch.from_numpy(weights / 2).to(like)

@@ -27,8 +27,8 @@ from sdekit.solvers.base import Solver, Step
 class Exponential(Solver):
     """The exponential multistep integrator on x0_hat with exact weights.
 
-    The first step of order 3 on the probability flow is a one-step method of order 2, which costs one network call
-    more; so the order is reached globally. On the reverse SDE the weak order is at most 2.
+    The first step of order 3 is a one-step method of order 2, which costs one network call more; so on the probability
+    flow the order is reached globally. On the reverse SDE the weak order is at most 2.
 
     Args:
         order: 1, 2 or 3: how many values of x0_hat the polynomial passes through.
@@ -57,7 +57,7 @@ class Exponential(Solver):
     def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Prediction, ...], noise: Draw) -> Step:
         now = system(x, t)
         seen = (now, *past)
-        if self.starts and not past and system.eta == 0:
+        if self.starts and not past:
             middle = (t + s) / 2
             seen = (now, system(self._advance(system, x, (now,), middle), middle))
         x = self._advance(system, x, seen, s)
