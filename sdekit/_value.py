@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 class Value:
     """Base of everything in sdekit that is a value: a frozen dataclass, equal by its fields, writable as JSON.
 
-    A subclass is known by its class name as soon as it is defined, so a user's own process or solver is stored and
-    read back like a built-in one. Nothing is imported by name from a file, and nothing is executed.
+    A subclass is known as soon as it is defined, by its class name, with its module in front if that is not sdekit's.
+    So a user's own process or solver is stored and read back like a built-in one, and may bear the name of one. Nothing
+    is imported by name from a file, and nothing is executed.
 
     >>> from sdekit import VP
     >>> Value.from_json(VP(beta_max=10.0).to_json()) == VP(beta_max=10.0)
@@ -23,7 +24,7 @@ class Value:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Value._known[cls.__name__] = cls
+        Value._known[_name(cls)] = cls
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as a dictionary of JSON types: its class name under "type", then its fields.
@@ -33,7 +34,7 @@ class Value:
         """
         own: Any = self
         fields = {f.name: _encode(getattr(self, f.name), self) for f in dataclasses.fields(own)}
-        return {"type": type(self).__name__, **fields}
+        return {"type": _name(type(self)), **fields}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -47,6 +48,10 @@ class Value:
         if not isinstance(value, cls):
             raise ValueError(f"Expected the JSON of a {cls.__name__}; got {data!r}. Check what was stored where.")
         return value
+
+
+def _name(kind: type) -> str:
+    return kind.__name__ if kind.__module__.partition(".")[0] == "sdekit" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -158,7 +158,7 @@ def standard_normal(like: Tensor, first: int, key: tuple[int, ...]) -> Tensor:
         state = _mix(state + _GOLDEN * (part + 1))
     samples = torch.arange(first, first + like.shape[0], device=like.device)
     keys = _mix_all(samples * _signed(_GOLDEN) + _signed(state))
-    coordinates = torch.arange(1, like[0].numel() + 1, device=like.device)
+    coordinates = torch.arange(1, like.shape[1:].numel() + 1, device=like.device)
     bits = _shift(_mix_all(keys[:, None] + coordinates * _signed(_GOLDEN)), 11)
     uniform = (2 * bits + (1 - (1 << 53))).to(torch.float64) / (1 << 53)  # odd multiples of 2^-53 in (-1, 1)
     return (torch.erfinv(uniform) * math.sqrt(2)).to(like.dtype).reshape(like.shape)

@@ -129,3 +129,14 @@ def test_values_are_checked(arguments: tuple[float, ...], message: str) -> None:
 def test_dims_are_checked() -> None:
     with pytest.raises(ValueError, match="dims must be the number of coordinates of a sample, at least 1; got 0"):
         bits_per_dim(torch.zeros(1), 0)
+
+
+def test_samples_are_rounded_to_the_nearest_levels():
+    images = Dequantization(levels=17)
+    x = torch.linspace(-1.3, 1.3, 101, dtype=torch.float64)
+    rounded = images.round(x)
+    assert torch.equal(images.round(rounded), rounded)
+    assert rounded.min() == -1
+    assert rounded.max() == 1
+    assert ((rounded - x.clamp(-1, 1)).abs() <= images.width / 2 + 1e-12).all()
+    assert torch.equal(images.round(images.apply(rounded[None], seed=3)), rounded[None])

@@ -89,7 +89,7 @@ class Dequantization(Value):
         return (x + self.width * (uniform - 0.5)).to(x.dtype)
 
     def round(self, x: Tensor) -> Tensor:
-        """Return the nearest levels: what a model's samples become as data."""
+        """Return the nearest levels, of the shape of `x`: what a model's samples become as data."""
         return (((x - self.low) / self.width).round().clamp(0, self.levels - 1) * self.width) + self.low
 
     def log_mass(self, log_prob: Tensor, dims: int) -> Tensor:

@@ -205,7 +205,7 @@ class Process(Value, ABC):
             ValueError: a time lies outside.
         """
         times = as_time(t)
-        if times.device.type != "cpu" or torch.compiler.is_compiling():
+        if times.device.type != "cpu" or times.numel() == 0 or torch.compiler.is_compiling():
             return times
         slack = 2.0**-23 * max(abs(self.t_min), abs(self.t_max))
         least, most = (float(end) for end in torch.aminmax(times.detach()))  # cheaper than six comparisons

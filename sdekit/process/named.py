@@ -182,6 +182,11 @@ class Cosine(Process):
     t_max: float = 0.9946
     s: float = 0.008
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.s < math.inf:
+            raise ValueError(f"The offset s must be at least 0 and finite; got {self.s}. The paper's is 0.008.")
+        super().__post_init__()
+
     def theta(self, t: Tensor) -> Tensor:
         """Return the angle theta(t) in radians."""
         return (t + self.s) * (math.pi / 2 / (1 + self.s))
