@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sdekit import Grid, Process, Target, __version__, method
 from sdekit.methods import METHODS
 
@@ -18,9 +20,11 @@ RUNS = Path("runs/digits")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status: 0 done, 2 the request cannot be met."""
     given = _parser().parse_args(arguments)
+    # so small a network gains little from threads, and loses much where another process has one of the cores
+    torch.set_num_threads(1)
     try:
         given.run(given)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"sdekit {given.command}: {error}", file=sys.stderr)
         return 2
     return 0

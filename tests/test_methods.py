@@ -96,6 +96,7 @@ def same(one: Method, other: Method, process: Process, grid: Grid) -> float:
 def test_the_table_is_the_table() -> None:
     assert torch.allclose(TABLE.alpha(TABLE.node(torch.arange(1000))) ** 2, BARS, rtol=1e-12, atol=0)
     assert indices(Leading(4)) == [750, 500, 250, 0]
+    assert indices(Leading(4, offset=1)) == [751, 501, 251, 1]
     assert indices(Trailing(4)) == [999, 749, 499, 249]
     assert indices(Linspace(4)) == [999, 666, 333, 0]
 

@@ -129,7 +129,12 @@ def test_the_network_is_told_the_integer_index(steps: int, dtype: torch.dtype) -
 # On the table ---------------------------------------------------------------------------------------------------------
 
 LEADING = [("leading", Leading(1000)), ("leading", Leading(50)), ("leading", Leading(7))]
-DIVIDING = [*LEADING, ("trailing", Trailing(10)), ("trailing", Trailing(1))]
+DIVIDING = [
+    *LEADING,
+    ("leading", Leading(7, offset=1)),
+    ("trailing", Trailing(10)),
+    ("trailing", Trailing(1)),
+]
 NOT_DIVIDING = [("trailing", Trailing(12)), ("linspace", Linspace(10))]
 
 
@@ -137,8 +142,8 @@ NOT_DIVIDING = [("trailing", Trailing(12)), ("linspace", Linspace(10))]
 @pytest.mark.parametrize(("spacing", "grid"), DIVIDING, ids=str)
 def test_ddim(schedule: str, spacing: str, grid: Grid) -> None:
     model, x, kind = denoiser(TABLES[schedule]), normal(4, 3), diffusers.DDIMScheduler
-    scheduler = scheduler_of(kind, schedule, grid.steps, clip_sample=False, timestep_spacing=spacing)
-    end, seen = theirs(scheduler, x)
+    options = {"clip_sample": False, "timestep_spacing": spacing, "steps_offset": getattr(grid, "offset", 0)}
+    end, seen = theirs(scheduler_of(kind, schedule, grid.steps, **options), x)
     assert distance(solve(model, x, DDIM, grid).x, end) < EXACT
     assert model.net.seen == seen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +57,20 @@ def train(
 
     The network learns with the labels and, on every tenth image, without. Pixels are dequantised, so that the model has
     a density of which a likelihood can be asked.
+
+    Raises:
+        ValueError: `path` holds a training of another kind, which is left as it is.
     """
     data = _training_data(digits())
-    trainer = _resumed(path, data, steps)
-    if trainer is None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            net = MLP((1, 8, 8), classes=10)
-        model = Denoiser(net, process, predicts=predicts)
-        objective = Objective(times=LogNormal(mean=-0.4, std=1.2))
-        trainer = Trainer(model, data, Recipe(steps, lr=2e-3, warmup=100, final=0.0), objective, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = MLP((1, 8, 8), classes=10)
+    model = Denoiser(net, process, predicts=predicts)
+    objective = Objective(times=LogNormal(mean=-0.4, std=1.2))
+    recipe = Recipe(steps, lr=2e-3, warmup=min(100, steps), final=0.0)
+    trainer = Trainer(model, data, recipe, objective, seed)
+    if path.exists():
+        trainer = _resumed(path, data, trainer)
     bar = tqdm(trainer, total=steps, initial=trainer.step, desc="train", unit="step")
     for progress in bar:
         if progress.step % 100 == 0:
@@ -155,8 +158,17 @@ def _training_data(data: Images) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _resumed(path: Path, data: tuple[Tensor, Tensor], steps: int) -> Trainer | None:
-    if not os.path.exists(path):
-        return None
-    trainer = Trainer.load(path, data)
-    return trainer if trainer.recipe.steps == steps else None
+def _resumed(path: Path, data: tuple[Tensor, Tensor], fresh: Trainer) -> Trainer:
+    """Return the training stored at `path`, if it is the one that `fresh` would be."""
+
+    def kind(trainer: Trainer) -> tuple[object, ...]:
+        model = trainer.model
+        return model.process, model.predicts, trainer.recipe, trainer.objective, trainer.seed
+
+    stored = Trainer.load(path, data)
+    if kind(stored) != kind(fresh):
+        raise ValueError(
+            f"{path} must hold the training asked for to go on with it; it holds {kind(stored)}, asked for is "
+            f"{kind(fresh)}. Give another path, or remove the file."
+        )
+    return stored

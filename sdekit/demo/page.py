@@ -34,15 +34,29 @@ per dimension bound those of the 17-level pixels from above (uniform dequantisat
 """
 
 
-def demo(folder: Path, steps: int = 3000) -> Path:
-    """Train, sample, study and measure likelihoods; write everything below `folder` and return the page's path."""
+def demo(
+    folder: Path,
+    steps: int = 3000,
+    budgets: tuple[int, ...] = (5, 10, 20, 50),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    count: int = 100,
+) -> Path:
+    """Train, sample, study and measure likelihoods; write everything below `folder` and return the page's path.
+
+    Args:
+        folder: where all of it goes.
+        steps: steps of the training.
+        budgets: network calls, for the study.
+        seeds: seeds of the study.
+        count: images of each kind whose likelihood is measured.
+    """
     model = train(folder / "digits.safetensors", steps)
     panels = {"real (test)": _by_class(), **{name: draw(model, method) for name, method in SAMPLERS.items()}}
     picture(panels, folder / "samples.png")
-    report = study(model, folder / "study.jsonl")
+    report = study(model, folder / "study.jsonl", SAMPLERS, budgets, seeds)
     report.plot(folder / "study.png")
     (folder / "study.md").write_text(report.table() + "\n", encoding="utf-8")
-    found = likelihoods(model)
+    found = likelihoods(model, count)
     (folder / "likelihood.md").write_text(likelihood_table(found) + "\n", encoding="utf-8")
     page = folder / "index.html"
     page.write_text(_html(report, found), encoding="utf-8")
