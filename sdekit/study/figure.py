@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from sdekit.study.findings import Entry, Findings
 from sdekit.study.rows import REAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from sdekit.study.report import Entry, Report
 
 # The palette of Okabe and Ito, which every kind of colour vision tells apart; its yellow is too pale for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,8 +30,8 @@ class _End(NamedTuple):
     y: float
 
 
-def draw(report: Report) -> Figure:
-    """Return the figure of a report. It belongs to nobody: no window, no state of pyplot.
+def draw(findings: Findings) -> Figure:
+    """Return the figure of a findings. It belongs to nobody: no window, no state of pyplot.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -43,35 +42,35 @@ def draw(report: Report) -> Figure:
         raise ImportError('plot() needs matplotlib: pip install "sdekit[plot]"') from error
     figure = Figure(figsize=_SIZE)
     axes = figure.add_axes(_BOX)
-    _scale(axes, report)
-    ends = [_line(axes, entries, k) for k, entries in enumerate(_lines(report).items())]
-    if report.floor and report.floor.complete:
-        ends.append(_floor(axes, report.floor))
-    _dress(axes, report)
+    _scale(axes, findings)
+    ends = [_line(axes, entries, k) for k, entries in enumerate(_lines(findings).items())]
+    if findings.floor and findings.floor.complete:
+        ends.append(_floor(axes, findings.floor))
+    _dress(axes, findings)
     _name(axes, ends)
     return figure
 
 
-def _lines(report: Report) -> dict[str, list[Entry]]:
+def _lines(findings: Findings) -> dict[str, list[Entry]]:
     """Return the complete entries of every method that has any, by rising budget."""
-    lines: dict[str, list[Entry]] = {method: [] for method in report.methods}
-    for (method, _), entry in sorted(report.entries.items(), key=lambda item: item[0][1]):
+    lines: dict[str, list[Entry]] = {method: [] for method in findings.methods}
+    for (method, _), entry in sorted(findings.entries.items(), key=lambda item: item[0][1]):
         if entry.complete and entry.nfe:
             lines[method].append(entry)
     return {method: entries for method, entries in lines.items() if entries}
 
 
-def _scale(axes: Axes, report: Report) -> None:
+def _scale(axes: Axes, findings: Findings) -> None:
     """Choose logarithmic axes, and ticks that are read as plain numbers: the budgets, and 1, 2, 5 of a decade."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    entries = [entry for line in _lines(report).values() for entry in line]
-    calls = [*report.budgets, *(entry.nfe or 1 for entry in entries)]
+    entries = [entry for line in _lines(findings).values() for entry in line]
+    calls = [*findings.budgets, *(entry.nfe or 1 for entry in entries)]
     axes.set_xscale("log")
     axes.set_xlim(min(calls) / 1.15, max(calls) * 1.15)
-    axes.xaxis.set(major_locator=FixedLocator(report.budgets), minor_locator=NullLocator(), major_formatter=plain)
-    means = [entry.mean for entry in [*entries, *([report.floor] if report.floor else [])] if entry.complete]
+    axes.xaxis.set(major_locator=FixedLocator(findings.budgets), minor_locator=NullLocator(), major_formatter=plain)
+    means = [entry.mean for entry in [*entries, *([findings.floor] if findings.floor else [])] if entry.complete]
     if means and min(means) > 0:
         steps = (1.0, 2.0, 5.0) if max(means) < 500 * min(means) else (1.0,)
         axes.set_yscale("log")
@@ -104,11 +103,11 @@ def _reach(entry: Entry) -> tuple[float, float]:
     return min(sd, 0.9 * abs(entry.mean)), sd
 
 
-def _dress(axes: Axes, report: Report) -> None:
+def _dress(axes: Axes, findings: Findings) -> None:
     """Add the words, and take away the lines that say nothing."""
-    title = axes.annotate(report.metric, (0, 1), (0, 25), xycoords="axes fraction", textcoords="offset points")
+    title = axes.annotate(findings.metric, (0, 1), (0, 25), xycoords="axes fraction", textcoords="offset points")
     title.set(color=_INK, fontsize=12, fontweight="bold")
-    subtitle = axes.annotate(report.caption, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points")
+    subtitle = axes.annotate(findings.caption, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points")
     subtitle.set(color=_GREY, fontsize=_FONT)
     axes.set_xlabel("network calls (NFE)", color=_INK, fontsize=_FONT)
     axes.tick_params(colors=_INK, labelsize=_FONT, length=0, axis="y")

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from sdekit.study.findings import Findings
 from sdekit.study.rows import REAL
 
-if TYPE_CHECKING:
-    from sdekit.study.report import Report
 
-
-def markdown(report: Report) -> str:
+def markdown(findings: Findings) -> str:
     """Return the table of a report: a caption above, notes below."""
-    header = ["", *(f"NFE {budget}" for budget in report.budgets)]
-    body = [[method, *(_field(report, method, budget) for budget in report.budgets)] for method in report.methods]
-    if report.floor:
-        body.append([REAL, *[figures(report.floor.mean, report.floor.sd)] * len(report.budgets)])
-    notes = [f"- {note}" for note in _notes(report)]
+    header = ["", *(f"NFE {budget}" for budget in findings.budgets)]
+    body = [[method, *(_field(findings, method, budget) for budget in findings.budgets)] for method in findings.methods]
+    if findings.floor:
+        body.append([REAL, *[figures(findings.floor.mean, findings.floor.sd)] * len(findings.budgets)])
+    notes = [f"- {note}" for note in _notes(findings)]
     return "\n".join(
         [
-            f"**{report.metric}** {report.caption}, the best at each NFE is bold.",
+            f"**{findings.metric}** {findings.caption}, the best at each NFE is bold.",
             "",
             *_aligned(header, body),
             *([""] if notes else []),
@@ -48,8 +45,8 @@ def figures(mean: float, sd: float) -> str:
     return f"{mean:.{decimals}f}" + ("" if math.isnan(sd) else f" ± {sd:.{decimals}f}")
 
 
-def _field(report: Report, method: str, budget: int) -> str:
-    entry = report.entries.get((method, budget))
+def _field(findings: Findings, method: str, budget: int) -> str:
+    entry = findings.entries.get((method, budget))
     if entry is None:
         return ""
     text = figures(entry.mean, entry.sd)
@@ -57,17 +54,17 @@ def _field(report: Report, method: str, budget: int) -> str:
         text += f" ({len(entry.values)} of {len(entry.values) + len(entry.errors)})"
     if entry.nfe not in (None, budget):
         text += f" [{entry.nfe}]"
-    return f"**{text}**" if method == report.best(budget) else text
+    return f"**{text}**" if method == findings.best(budget) else text
 
 
-def _notes(report: Report) -> Iterator[str]:
+def _notes(findings: Findings) -> Iterator[str]:
     """Yield what must be known to read the figures right."""
-    entries, n = report.entries, report.samples
+    entries, n = findings.entries, findings.samples
     if any(entry.nfe not in (None, budget) for (_, budget), entry in entries.items()):
         yield "[k]: the network calls counted, where they are fewer than the budget."
-    asked = max((row["shape"][0] for row in report.rows if row["budget"] is not None), default=n)
-    held_out = max((row["shape"][0] for row in report.rows if row["budget"] is None), default=n)
-    if report.floor:
+    asked = max((row["shape"][0] for row in findings.rows if row["budget"] is not None), default=n)
+    held_out = max((row["shape"][0] for row in findings.rows if row["budget"] is None), default=n)
+    if findings.floor:
         lot = f"; of the {held_out} held out, each seed takes {n} by lot" if held_out > n else ""
         yield f"{REAL}: held out, against the same reference, at the same n = {n}{lot}."
     if asked > n:
