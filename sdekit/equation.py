@@ -86,12 +86,8 @@ class ReverseSDE(Equation):
 class ForwardSDE(Equation):
     """The forward process itself, dx = f x dt + g dw, run from data to noise; it asks the model nothing."""
 
-    eta: float = 1.0
+    eta = 1.0
     direction: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        if self.eta != 1:
-            raise ValueError(f"The forward process has eta = 1; got {self.eta}.")
 
     def drift(self, system: System, x: Tensor, t: Tensor) -> Tensor:
         return like(system.process.f(t), x) * x

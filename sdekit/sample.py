@@ -35,9 +35,9 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
         noise: the source of noise, by default `Keyed(seed=0)`.
 
     Raises:
-        ValueError: `x` is not finite or not a batch, or the grid does not fit the process.
-        FloatingPointError: a state is not finite; the message names the step, the time and the samples. On an
-            accelerator, which would have to wait, it is raised at the end of the run.
+        ValueError: `x` is not a batch of floating-point states, or the grid does not fit the process or the equation.
+        FloatingPointError: a state is not finite, the first one included; the message names the step, the time and the
+            samples. On an accelerator, which would have to wait, it is raised at the end of the run.
     """
     system = method.equation.of(model)
     process, solver = system.process, method.solver

@@ -166,7 +166,6 @@ def test_eta_is_finite_and_not_negative(eta):
         ReverseSDE(eta)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, math.nan])
-def test_forward_eta_is_one(eta):
-    with pytest.raises(ValueError, match="eta = 1"):
-        ForwardSDE(eta)
+def test_forward_has_all_of_its_noise():
+    assert ForwardSDE().eta == 1
+    assert ForwardSDE().to_json() == {"type": "ForwardSDE"}
