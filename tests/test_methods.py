@@ -290,3 +290,11 @@ def test_ddims_eta_lies_between_0_and_1(eta: float) -> None:
 def test_ancestral_is_for_stochastic_equations() -> None:
     with pytest.raises(TypeError, match="Ancestral solves ReverseSDE"):
         Method(ProbabilityFlow(), Ancestral())
+
+
+def test_a_little_noise_is_not_lost():
+    """The fresh noise of a small eta is eta times the posterior's, down to where 1 - eta^2 rounds to 1."""
+    t, s = torch.tensor([0.6, 0.5], dtype=torch.float64)
+    full, little = (StochasticDDIM(eta) for eta in (1.0, 1e-9))
+    spreads = [m.solver.spread(m.equation.of(MODEL), t, s) for m in (full, little)]
+    assert float(spreads[1] / spreads[0]) == pytest.approx(1e-9)

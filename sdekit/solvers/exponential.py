@@ -28,7 +28,8 @@ class Exponential(Solver):
     """The exponential multistep integrator on x0_hat with exact weights.
 
     The first step of order 3 is a one-step method of order 2, which costs one network call more; so on the probability
-    flow the order is reached globally. On the reverse SDE the weak order is at most 2.
+    flow the order is reached globally, but for a start where alpha = 0, whose first step has order 1 and caps it at 2. On
+    the reverse SDE the weak order is at most 2.
 
     Args:
         order: 1, 2 or 3: how many values of x0_hat the polynomial passes through.
@@ -145,6 +146,10 @@ class Ancestral(Exponential):
 
     def keep(self, system: System, t: Tensor, s: Tensor) -> Tensor:
         return (1 - system.eta * (1 - system.process.decay(t, s) ** 2)).sqrt()
+
+    def spread(self, system: System, t: Tensor, s: Tensor) -> Tensor:
+        fresh = (1 - system.process.decay(t, s) ** 2).clamp(min=0)  # not 1 - keep^2, which cancels for a small eta
+        return system.process.sigma(s) * (system.eta * fresh).sqrt()
 
 
 @dataclass(frozen=True)
