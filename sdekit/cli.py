@@ -24,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         given.run(given)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except ImportError as error:
+        print(f'sdekit {given.command}: {error}. The commands need: pip install "sdekit[demo]"', file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"sdekit {given.command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -134,6 +135,13 @@ def test_a_missing_or_torn_model_is_explained(model, tmp_path, capsys):
     torn.write_bytes(model.read_bytes()[:5000])
     assert main(["sample", "--model", str(torn)]) == 2
     assert "must be a whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(model, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "sdekit.demo.pictures", raising=False)
+    assert main(["sample", "--model", str(model)]) == 2
+    assert "sdekit[demo]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["likelihood"], ["study"], ["demo"]])

@@ -28,8 +28,8 @@ class Exponential(Solver):
     """The exponential multistep integrator on x0_hat with exact weights.
 
     The first step of order 3 is a one-step method of order 2, which costs one network call more; so on the probability
-    flow the order is reached globally, but for a start where alpha = 0, whose first step has order 1 and caps it at 2. On
-    the reverse SDE the weak order is at most 2.
+    flow the order is reached globally (but for a start where alpha = 0, whose first step has order 1 and caps it at
+    2). On the reverse SDE the weak order is at most 2.
 
     Args:
         order: 1, 2 or 3: how many values of x0_hat the polynomial passes through.
