@@ -423,7 +423,8 @@ for _ in range(kills):
     net = load(path, net=Filled).net
     k = net.config["k"]
     assert k >= last and bool((net.weight == k).all()), (k, last)
-    last, caught = k, sum(name.startswith(".") for name in os.listdir(os.path.dirname(path)))
+    caught += any(name.startswith(".") for name in os.listdir(os.path.dirname(path)))  # the next saves sweep it away
+    last = k
 print(last, caught)
 """
 
