@@ -104,6 +104,9 @@ def test_demo_makes_a_page(tmp_path, capsys):
         "not the Inception FID",
     ):
         assert part in text
+    for row in re.findall(r"<tr>.*?</tr>", text):  # header and rows alike: a name, then a column for each figure
+        assert len(re.findall(r"<t[hd]>", row)) in (2, 3)
+    assert "<th></th><th>NFE 2</th>" in text
     for name in ("digits.safetensors", "samples.png", "study.png", "study.jsonl", "study.md", "likelihood.md"):
         assert (tmp_path / name).stat().st_size > 0
     assert str(page) in capsys.readouterr().out

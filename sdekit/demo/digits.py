@@ -15,6 +15,7 @@ from sdekit import (
     DDPM,
     HEUN,
     VP,
+    Angular,
     Denoised,
     Denoiser,
     Grid,
@@ -26,7 +27,7 @@ from sdekit import (
     sample,
 )
 from sdekit.data import Images, digits
-from sdekit.likelihood import Dequantization, FixedGrid, Hutchinson, log_likelihood
+from sdekit.likelihood import Dequantization, Exact, FixedGrid, log_likelihood
 from sdekit.methods import METHODS, DPMpp2M
 from sdekit.metrics import FrechetDistance, digit_features
 from sdekit.nets import MLP
@@ -113,9 +114,7 @@ def likelihoods(model: Denoiser, count: int = 100, seed: int = 0) -> Likelihoods
     kinds = {"test digits": images, "shuffled pixels": shuffled, "uniform noise": noise}
     nats, bits = {}, {}
     for kind, x in tqdm(kinds.items(), desc="likelihood", unit="kind"):
-        result = log_likelihood(
-            model, LEVELS.apply(x, seed), FixedGrid(RK4(), LogSNR(16)), Hutchinson(probes=8, seed=seed)
-        )
+        result = log_likelihood(model, LEVELS.apply(x, seed), FixedGrid(RK4(), Angular(16)), Exact())
         nats[kind], bits[kind] = result.log_prob, LEVELS.bits_per_dim(result.log_prob, 64)
     return Likelihoods(nats, bits, result.nfe)
 
