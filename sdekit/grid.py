@@ -182,9 +182,9 @@ class Reversed(Grid):
 class _Spacing(_Steps):
     """Steps of a table, `steps` network calls and then the clean end."""
 
+    @abstractmethod
     def indices(self, total: int) -> Tensor:
         """Return the table's indices k, falling, for a table of `total` steps."""
-        raise NotImplementedError(f"{type(self).__name__} must say which of the table's {total} steps it takes")
 
     def times(self, process: Process) -> Tensor:
         if not isinstance(process, Discrete):
