@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdekit.cli import main
-from sdekit.demo import demo
+from sdekit.demo import demo, likelihoods, study, train
 from sdekit.study import Report
 from sdekit.training import load
 
@@ -110,6 +110,16 @@ def test_demo_makes_a_page(tmp_path, capsys):
     for name in ("digits.safetensors", "samples.png", "study.png", "study.jsonl", "study.md", "likelihood.md"):
         assert (tmp_path / name).stat().st_size > 0
     assert str(page) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(tmp_path):
+    """Trained in full, the best sampler is within twice the floor at NFE 20, and real digits are the likeliest."""
+    trained = train(tmp_path / "model.safetensors")
+    report = study(trained, tmp_path / "study.jsonl", budgets=(20,))
+    assert report.entries[report.best(20), 20].mean < 2 * report.floor.mean
+    bits = {kind: float(values.mean()) for kind, values in likelihoods(trained, 20).bits.items()}
+    assert bits["test digits"] + 3 < min(bits["shuffled pixels"], bits["uniform noise"])
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,18 @@ def agree(line: str, expected: str) -> bool:
     )
 
 
+def test_the_readme_runs_as_written() -> None:
+    """Its first program, with a shorter training."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    program = text.split("```python\n")[1].split("```")[0]
+    assert "steps=2000" in program
+    told = "print(tuple(x.shape), r.nfe > 0, bool(r.log_prob.isfinite().all()))"
+    code = program.replace("steps=2000", "steps=20") + told
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n")[-2] == "(1000, 2) True True"
+
+
 def test_there_are_examples() -> None:
     assert EXAMPLES
 

@@ -26,12 +26,7 @@ class Oracle(nn.Module):
     It computes in the dtype of its means, on their device (`oracle.double()`, `oracle.to(device)` as any module), and
     answers in the dtype of the state. Where the noise is small beside the data, densities want float64 means.
 
-    Args:
-        process: the forward process.
-        means: shape (K, ...), in the shape of the data.
-        covariance: Isotropic, Diagonal, Full or LowRank, one for all components or one for each; a number is the
-            standard deviation of Isotropic.
-        weights: probabilities of the components, shape (K,); by default all the same.
+    Its arguments are those of `GaussianMixture`, of which every oracle is a case.
     """
 
     def __init__(

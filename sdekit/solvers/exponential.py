@@ -116,11 +116,11 @@ class TruncatedExponential(Exponential):
             )
 
     def weights(self, system: System, times: list[Tensor], s: Tensor) -> list[Tensor]:
-        total, *rest = super().weights(system, times[:1], s)
+        (total,) = super().weights(system, times[:1], s)
         lams = [system.process.lam(t) for t in times]
         h = system.process.lam(s) - lams[0]
         if len(times) == 1 or not bool(torch.isfinite(h)):
-            return [total, *rest]
+            return [total]
         slope = h / (2 * (lams[0] - lams[1]))
         return [total * (1 + slope), -total * slope]
 
