@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from sdekit.equation import ProbabilityFlow
 from sdekit.grid import Denoised, Grid, LogSNR, Reversed
 from sdekit.methods import DPMpp2M, Method
 from sdekit.noise import Keyed, Noise
-from sdekit.prediction import Model, Prediction
+from sdekit.prediction import Model
 
 
 class Solution(NamedTuple):
@@ -52,7 +52,7 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
     health = _Health(x)
     health.check(x, "start", float(times[0]))
     of_step = (noise or Keyed()).on(system, x)
-    past: tuple[Prediction, ...] = ()
+    past: tuple[Any, ...] = ()
     yield Solution(x, float(times[0]), 0)
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         if process.clean == float(s) < process.t_min:  # the clean end, where no model can be asked: Tweedie's formula

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from sdekit._value import Value
 from sdekit.equation import Equation, ProbabilityFlow, System
 from sdekit.noise import Draw
-from sdekit.prediction import Prediction
 
 
 class Step(NamedTuple):
-    """The outcome of a step: the state at s, and the prediction that later steps may look back at."""
+    """The outcome of a step: the state at s, and what later steps may look back at, a prediction as a rule."""
 
     x: Tensor
-    seen: Prediction | None = None
+    seen: Any = None
 
 
 class Solver(Value, ABC):
@@ -30,7 +29,7 @@ class Solver(Value, ABC):
         order: the order of convergence, global, in the number of steps (weak order for a stochastic equation).
         evals: network calls per step.
         starts: further network calls of the first step.
-        memory: how many past predictions are looked at.
+        memory: how many past steps are looked back at.
         solves: the kinds of equation it is made for.
     """
 
@@ -41,7 +40,7 @@ class Solver(Value, ABC):
     solves: ClassVar[tuple[type[Equation], ...]] = (ProbabilityFlow,)
 
     @abstractmethod
-    def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Prediction, ...], noise: Draw) -> Step:
+    def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Any, ...], noise: Draw) -> Step:
         """Step the states `x` from time t to time s.
 
         Args:
