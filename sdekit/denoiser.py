@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from sdekit._broadcast import Time, as_time, like
 from sdekit._value import Value
 from sdekit.prediction import Preconditioned, Prediction, Target
 from sdekit.process import Discrete, Process
+
+Ask: TypeAlias = tuple[Callable[[Tensor, Any], Tensor], Any]
+"""A prepared question: function(x, argument) is the answer about the states `x`."""
 
 
 class Clock(Value, ABC):
@@ -109,17 +112,34 @@ class Denoiser(nn.Module):
         """
         t = self.process.check(t)
         like(t, x)  # a time per sample must fit the batch
-        scale = like(self.predicts.scale_in(self.process, t), x)
+        ((ask, at),) = self.asks(t[None], x, **condition)
+        return Prediction(self.process, x, t, _like_state(ask(x, at), x), self.predicts)
+
+    def asks(self, times: Tensor, x: Tensor, /, **condition: Any) -> list[Ask]:
+        """Prepare the network for many times: all that depends neither on the state nor on what was answered before.
+
+        Args:
+            times: the times, float64, within the process; shape (n,), or (n, B) for a time per sample.
+            x: states like those the network will be asked about, shape (B, ...).
+            condition: the network's keyword arguments.
+
+        Returns:
+            For each time (function, argument): function(x, argument) is the network's answer in the target `predicts`.
+        """
         dtype = self._dtype(x)
         coarse = dtype not in (torch.float32, torch.float64)  # a time in half precision would merge with its neighbours
-        time = self.clock(self.process, t).to(x.device, torch.float32 if coarse else dtype).expand(x.shape[0])
-        answer = self.net((x * scale).to(dtype), time, **condition)
-        if answer.shape != x.shape:
-            raise ValueError(
-                f"The network must return the shape of its input, {tuple(x.shape)}; it returned "
-                f"{tuple(answer.shape)}. Wrap it so that extra outputs (a learned variance, say) are split off."
-            )
-        return Prediction(self.process, x, t, answer.to(x.dtype), self.predicts)
+        clock = self.clock(self.process, times).to(x.device, torch.float32 if coarse else dtype)
+        clocks = clock.reshape(len(times), -1).expand(len(times), len(x)).unbind()
+        factor = self.predicts.scale_in(self.process, times)
+        if not isinstance(factor, Tensor) and factor == 1 and dtype == x.dtype and not condition:
+            return [(self.net, time) for time in clocks]
+        factors = torch.as_tensor(factor, dtype=torch.float64).expand_as(times).unbind()
+
+        def ask(x: Tensor, at: tuple[Tensor, Tensor | float]) -> Tensor:
+            time, scale = at
+            return _like_state(self.net((x * scale).to(dtype), time, **condition), x)
+
+        return [(ask, (time, like(scale, x))) for time, scale in zip(clocks, factors, strict=True)]
 
     def given(self, **condition: Any) -> Given:
         """Bind the network's keyword arguments once: the model of p(x | condition)."""
@@ -150,3 +170,21 @@ class Given(nn.Module):
         """Predict at the states `x` and the time `t` under the bound condition."""
         prediction: Prediction = self.model(x, t, **self.condition)
         return prediction
+
+    def asks(self, times: Tensor, x: Tensor, /) -> list[Ask]:
+        """Prepare the network for many times under the bound condition: see `Denoiser.asks`."""
+        return self.model.asks(times, x, **self.condition)
+
+    @property
+    def predicts(self) -> Target:
+        """The target in which the denoiser answers."""
+        return self.model.predicts
+
+
+def _like_state(answer: Tensor, x: Tensor) -> Tensor:
+    if answer.shape != x.shape:
+        raise ValueError(
+            f"The network must return the shape of its input, {tuple(x.shape)}; it returned "
+            f"{tuple(answer.shape)}. Wrap it so that extra outputs (a learned variance, say) are split off."
+        )
+    return answer.to(x.dtype)

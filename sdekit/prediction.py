@@ -39,7 +39,7 @@ class Target(Value, ABC):
     def gain(self, process: Process, t: Time) -> Tensor:
         """Return c_out = d x0 / d F = -sigma c / D, the factor from an error of the network to an error of x0."""
         t = as_time(t)
-        return as_time(_solve(process, t, self.mixture(process, t), X0().mixture(process, t))[1]).expand_as(t)
+        return as_time(exchange(process, t, self.mixture(process, t), X0().mixture(process, t))[1]).expand_as(t)
 
     def scale_in(self, process: Process, t: Tensor) -> Tensor | float:
         """Return c_in, by which the state is multiplied before the network sees it."""
@@ -147,7 +147,7 @@ class Prediction:
     def mix(self, mixture: Mixture) -> Tensor:
         """Return (a' x0 + b' eps) / c' for the coefficients (a', b', c')."""
         given = self.target.mixture(self.process, self.t)
-        of_x, of_answer = _solve(self.process, self.t, given, mixture)
+        of_x, of_answer = exchange(self.process, self.t, given, mixture)
         part = like(of_answer, self.x) * self.answer
         return part if _absent(of_x) else like(of_x, self.x) * self.x + part
 
@@ -177,8 +177,15 @@ class Prediction:
         return self.view(Velocity())
 
 
-def _solve(process: Process, t: Tensor, given: Mixture, wanted: Mixture) -> tuple[Tensor | float, Tensor | float]:
-    """Return the coefficients of x and of the answer in the wanted target: the system at the head of this file."""
+def exchange(process: Process, t: Tensor, given: Mixture, wanted: Mixture) -> tuple[Tensor | float, Tensor | float]:
+    """Return the coefficients of x and of the answer in the wanted target: the system at the head of this file.
+
+    Args:
+        process: the forward process.
+        t: the time.
+        given: the coefficients (a, b, c) of what was answered.
+        wanted: those of what is wanted, (a', b', c').
+    """
     (a, b, c), (a_, b_, c_) = given, wanted
     if _absent(a) and _absent(a_):  # both all noise, or both all data: the state does not enter, nor may its ends
         return 0.0, c * b_ / (c_ * b)
@@ -196,7 +203,8 @@ def _absent(coefficient: Tensor | float) -> bool:
 class Model(Protocol):
     """Anything that predicts: a `Denoiser` around a network, an oracle, a guided model.
 
-    A model that asks its network more than once per call says so in an attribute `calls`.
+    A model that asks its network more than once per call says so in an attribute `calls`. One that always answers in
+    the same target may name it in an attribute `predicts`.
     """
 
     @property

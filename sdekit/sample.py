@@ -1,10 +1,9 @@
-"""Running a sampler: the only loop over time, and three ways to call it."""
+"""Running a sampler: point by point, to its end, or from noise."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,9 @@ from sdekit.equation import ProbabilityFlow
 from sdekit.grid import Denoised, Grid, LogSNR, Reversed
 from sdekit.methods import DPMpp2M, Method
 from sdekit.noise import Keyed, Noise
-from sdekit.prediction import Model
+from sdekit.plan import NonlinearError, Plan, march, run, trace, walk
+from sdekit.plan.health import Health
+from sdekit.prediction import Model, Target, V
 
 
 class Solution(NamedTuple):
@@ -39,35 +40,48 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
         FloatingPointError: a state is not finite, the first one included; the message names the step, the time and the
             samples. On an accelerator, which would have to wait, it is raised at the end of the run.
     """
-    system = method.equation.of(model)
-    process, solver = system.process, method.solver
+    plan = planned(model, method, grid)
+    yield from _by_steps(model, x, method, grid, noise) if plan is None else _by_rows(model, x, plan, noise)
+
+
+def _by_rows(model: Model, x: Tensor, plan: Plan, noise: Noise | None) -> Iterator[Solution]:
+    points = iter(plan.points)
+    point = next(points, None)
+    for i, state in walk(plan, model, x, noise):
+        while point == i:
+            yield Solution(state, plan.rows[i].t, getattr(model, "calls", 1) * len(plan.asks_within(0, i)))
+            point = next(points, None)
+
+
+def _by_steps(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | None) -> Iterator[Solution]:
+    system, times = method.equation.of(model), grid(model.process)
     if x.ndim < 1 or not x.is_floating_point():
         raise ValueError(f"x must be a batch (B, ...) of floating-point states; got {x.dtype}, shape {tuple(x.shape)}.")
-    times = grid(process)
-    if method.equation.direction * float(times[-1] - times[0]) < 0:
-        raise ValueError(
-            f"{method.equation} holds towards {'noise' if method.equation.direction > 0 else 'data'} only; the grid "
-            "runs the other way. Use the probability flow, or Reversed(grid)."
-        )
-    health = _Health(x)
+    health = Health(x)
     health.check(x, "start", float(times[0]))
-    of_step = (noise or Keyed()).on(system, x)
-    past: tuple[Any, ...] = ()
     yield Solution(x, float(times[0]), 0)
-    for k, (t, s) in enumerate(itertools.pairwise(times)):
-        if process.clean == float(s) < process.t_min:  # the clean end, where no model can be asked: Tweedie's formula
-            x = system(x, t).x0
-        else:
-            x, seen = solver.step(system, x, t, s, past, of_step(k))
-            past = () if seen is None else (seen, *past)[: solver.memory]
-        health.check(x, f"step {k + 1} of {len(times) - 1}", float(s))
-        yield Solution(x, float(s), system.nfe)
+    of_step = (noise or Keyed()).on(system, x)
+    for k, (state, s, _) in enumerate(march(system, method.solver, x, times, of_step), start=1):
+        health.check(state, f"step {k} of {len(times) - 1}", float(s))
+        yield Solution(state, float(s), system.nfe)
     health.report()
+
+
+def planned(model: Model, method: Method, grid: Grid) -> Plan | None:
+    """Return the plan of a method for a model, or None where the solver is not linear and runs step by step."""
+    predicts = getattr(model, "predicts", None)
+    try:
+        return trace(method, model.process, grid, predicts if isinstance(predicts, Target) else V())
+    except NonlinearError:
+        return None
 
 
 def solve(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | None = None) -> Solution:
     """Run a sampler from the states `x` at the grid's first time and return its last point. See `trajectory`."""
-    for point in trajectory(model, x, method, grid, noise):
+    plan = planned(model, method, grid)
+    if plan is not None:
+        return Solution(run(plan, model, x, noise), plan.times[-1], getattr(model, "calls", 1) * plan.nfe)
+    for point in _by_steps(model, x, method, grid, noise):
         last = point
     return last
 
@@ -126,27 +140,3 @@ def start(model: Model, shape: tuple[int, ...], grid: Grid, noise: Noise) -> Ten
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in floats) else torch.float32
     like = torch.empty(shape, dtype=dtype, device=floats[0].device if floats else None)
     return noise.start(like) * model.process.sigma(grid(model.process)[0])
-
-
-class _Health:
-    """Finds the first step at which a state is not finite, without making an accelerator wait."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.waits = x.device.type == "cpu"
-        self.pending: list[tuple[Tensor, str, float]] = []
-
-    def check(self, x: Tensor, where: str, time: float) -> None:
-        # a sum is finite only if its terms are; one read of the state, no copy
-        self.pending.append((x.detach().reshape(len(x), -1).sum(1), where, time))
-        if self.waits:
-            self.report()
-
-    def report(self) -> None:
-        for total, where, time in self.pending:
-            if not bool(total.isfinite().all()):
-                bad = (~total.isfinite()).nonzero().flatten().tolist()
-                raise FloatingPointError(
-                    f"Every state must stay finite; at {where}, t={time:.6g}, samples {bad[:8]} ({len(bad)} in all) "
-                    "are not. Look at the model's answer there, or move t_min and t_max inwards."
-                )
-        self.pending.clear()

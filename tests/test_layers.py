@@ -31,9 +31,10 @@ denoiser guidance oracle
 equation
 grid noise
 solvers
-methods plan
+methods
+plan
 sample
-likelihood training
+adaptive likelihood training
 study
 sdekit
 demo

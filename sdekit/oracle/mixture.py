@@ -27,7 +27,12 @@ class Oracle(nn.Module):
     answers in the dtype of the state. Where the noise is small beside the data, densities want float64 means.
 
     Its arguments are those of `GaussianMixture`, of which every oracle is a case.
+
+    Attributes:
+        predicts: the target in which it answers.
     """
+
+    predicts = V()
 
     def __init__(
         self, process: Process, means: Tensor, covariance: Covariance | float, weights: Tensor | None = None
@@ -61,7 +66,7 @@ class Oracle(nn.Module):
             ValueError: states or times whose shapes do not match, or a time outside the process.
         """
         t = self.process.check(t)
-        return Prediction(self.process, x, t, self._by_rows(self._answer, x, t).reshape(x.shape), V())
+        return Prediction(self.process, x, t, self._by_rows(self._answer, x, t).reshape(x.shape), self.predicts)
 
     def log_prob(self, x: Tensor, t: Time | None = None) -> Tensor:
         """Return log p_t(x) in nats, shape (B,); without a time, that of the data.

@@ -1,0 +1,265 @@
+"""A sampler as a table of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from sdekit._value import Value
+from sdekit.equation import Equation
+from sdekit.plan.schedule import Op, memory, schedule
+from sdekit.prediction import X0, Target, exchange
+from sdekit.process import Process
+
+Terms: TypeAlias = tuple[tuple[int, float], ...]
+"""A sum: the pairs (index, coefficient)."""
+
+ROUNDING = 1e-13
+"""A coefficient smaller than this share of what it was summed from is rounding, and left out."""
+
+
+@dataclass(frozen=True)
+class Row(Value):
+    """How one state is made: the sum of earlier states, answers and noise, each with its coefficient.
+
+    Args:
+        t: the state's time.
+        states: (i, coefficient) for the states X[i].
+        answers: (j, coefficient) for the model's answers D[j].
+        noises: (j, coefficient) for the standard normal noises Z[j].
+    """
+
+    t: float
+    states: Terms = ()
+    answers: Terms = ()
+    noises: Terms = ()
+
+
+@dataclass(frozen=True)
+class Plan(Value):
+    """A whole run of a sampler as a table, with the answers D[j] of the model at the states it is asked about:
+
+        X[i] = sum_k a_ik X[k] + sum_j b_ij D[j] + sum_j c_ij Z[j]
+
+    `trace` makes one from a solver, `tune` fits one to a model, `run` runs it, `law` analyses it. Being a value, it can
+    be printed, compared and stored.
+
+    Args:
+        process: the forward process.
+        equation: the equation in whose clock the noise runs.
+        answers: what D is: the model's answers, seen as this target.
+        rows: the states; X[0] is where the run starts.
+        asks: (i, t) for each answer: which state the model is asked about, and at what time.
+        draws: (step, t, s) for each noise: the step that draws it, and its interval.
+        points: the states at the grid's times, from the first to be run from to the outcome.
+    """
+
+    process: Process
+    equation: Equation
+    answers: Target
+    rows: tuple[Row, ...]
+    asks: tuple[tuple[int, float], ...]
+    draws: tuple[tuple[int, float, float], ...]
+    points: tuple[int, ...]
+
+    @property
+    def nfe(self) -> int:
+        """The answers asked for in one run."""
+        return len(self.asks_within(self.points[0], self.points[-1]))
+
+    @property
+    def noises(self) -> int:
+        """The noises drawn in one run."""
+        used = {j for row in self.rows[self.points[0] + 1 : self.points[-1] + 1] for j, _ in row.noises}
+        return len(used)
+
+    @cached_property
+    def schedule(self) -> tuple[Op, ...]:
+        """The rows in the order of running, with what is kept how long."""
+        return schedule(self.rows, [i for i, _ in self.asks], self.points[0], self.points[-1])
+
+    @property
+    def memory(self) -> int:
+        """How many tensors of the state's shape a run holds at once, at most: states, answers, the sum being made."""
+        return memory(self.schedule)
+
+    @property
+    def steps(self) -> int:
+        """The grid's steps."""
+        return len(self.points) - 1
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The grid's times."""
+        return tuple(self.rows[i].t for i in self.points)
+
+    def asks_within(self, first: int, last: int) -> list[int]:
+        """Return the answers that are asked at the states from `first` to before `last`."""
+        return [j for j, (i, _) in enumerate(self.asks) if first <= i < last]
+
+    def to(self, answers: Target) -> Plan:
+        """Return the same sampler written for a network that answers in another target.
+
+        Raises:
+            ValueError: at one of the asks the target does not determine the present one (noise where alpha = 0, say).
+        """
+        if answers == self.answers:
+            return self
+        if answers not in self._rewritten:
+            swaps = [self._swap(t, answers) for _, t in self.asks]
+            rows = shortened([self._rewrite(row, swaps) for row in self.rows])
+            self._rewritten[answers] = dataclasses.replace(self, answers=answers, rows=rows)
+        return self._rewritten[answers]
+
+    @cached_property
+    def _rewritten(self) -> dict[Target, Plan]:
+        return {}
+
+    def _swap(self, time: float, answers: Target) -> tuple[float, float]:
+        t = torch.tensor(time, dtype=torch.float64)
+        given, wanted = answers.mixture(self.process, t), self.answers.mixture(self.process, t)
+        p, q = (float(c) for c in exchange(self.process, t, given, wanted))
+        if not (math.isfinite(p) and math.isfinite(q)):
+            raise ValueError(
+                f"A plan's answers must follow from the network's; {answers} does not determine {self.answers} at "
+                f"t={time:g} of {self.process}. Move the grid's ends inwards, or use a network that answers V()."
+            )
+        return p, q
+
+    def _rewrite(self, row: Row, swaps: list[tuple[float, float]]) -> Row:
+        of_states = [*row.states, *((self.asks[j][0], c * swaps[j][0]) for j, c in row.answers)]
+        of_answers = ((j, c * swaps[j][1]) for j, c in row.answers)
+        return dataclasses.replace(row, states=_collect(of_states), answers=_collect(of_answers))
+
+    def distance(self, other: Plan) -> float:
+        """Return how far two plans are from doing the same, as the largest difference of two numbers of their tables.
+
+        Tables are compared in a form that does not depend on how the sums were arranged: every state the model is asked
+        about, and the outcome, as a sum of the first state, the answers and the noises. Plans of other numbers of
+        answers or draws are infinitely far apart.
+        """
+        if self.process != other.process or (len(self.asks), self.noises) != (len(other.asks), other.noises):
+            return math.inf
+        ours, theirs = self.to(X0()), other.to(X0())
+        times = [abs(a - b) for (_, a), (_, b) in zip(self.asks, other.asks, strict=True)]
+        gaps = [float((a - b).abs().max()) for a, b in zip(ours.expanded, theirs.expanded, strict=True)]
+        return max([*times, *gaps], default=0.0)
+
+    @cached_property
+    def expanded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The states asked about and the outcome, in sums of X[0], of D, and of Z: float64 (asks + 1, ...)."""
+        sizes = 1, len(self.asks), len(self.draws)
+        blocks = [torch.zeros(len(self.rows), size, dtype=torch.float64) for size in sizes]
+        blocks[0][0] = 1.0
+        for i, row in enumerate(self.rows):
+            for block, terms in zip(blocks[1:], (row.answers, row.noises), strict=True):
+                for j, c in terms:
+                    block[i, j] += c
+            for k, c in row.states:
+                for block in blocks:
+                    block[i] += c * block[k]
+        chosen = [*(i for i, _ in self.asks), self.points[-1]]
+        states, answers, noises = (block[chosen] for block in blocks)
+        return states, answers, noises[:, noises.abs().sum(0) > 0]
+
+    def split(self, point: int) -> tuple[Plan, Plan]:
+        """Cut the run at one of its points: `run(second, model, pause(first, model, x))` is the whole of it.
+
+        Raises:
+            ValueError: there is no such point between the first and the last.
+        """
+        self._check_inner(point)
+        head, tail = self.points[: point + 1], self.points[point:]
+        return dataclasses.replace(self, points=head), dataclasses.replace(self, points=tail)
+
+    def onwards(self, point: int) -> Plan:
+        """Return the plan that starts from any state at one of the points: from noised data, for image to image.
+
+        Answers from before are not there; their weight goes to the oldest one that is.
+
+        Raises:
+            ValueError: there is no such point, or a later row needs a state from before.
+        """
+        self._check_inner(point)
+        plan, cut = self.to(X0()), self.points[point]
+        kept = {j: new for new, j in enumerate(plan.asks_within(cut, len(plan.rows)))}
+        rows = [Row(plan.rows[cut].t)]
+        for row in plan.rows[cut + 1 :]:
+            if any(i < cut for i, _ in row.states):
+                raise ValueError(
+                    f"A run can start anew only where no state before it is needed later; at point {point} one is. "
+                    "Cut at another point, or use split, which carries what is needed."
+                )
+            oldest = min((kept[j] for j, _ in row.answers if j in kept), default=0)
+            answers = ((kept.get(j, oldest), c) for j, c in row.answers)
+            states = tuple((i - cut, c) for i, c in row.states)
+            rows.append(dataclasses.replace(row, states=states, answers=_collect(answers)))
+        asks = tuple((plan.asks[j][0] - cut, plan.asks[j][1]) for j in kept)
+        points = tuple(i - cut for i in plan.points[point:])
+        return dataclasses.replace(plan, rows=tuple(rows), asks=asks, points=points)
+
+    def _check_inner(self, point: int) -> None:
+        if not 0 < point < self.steps:
+            raise ValueError(f"A plan of {self.steps} steps has inner points 1 to {self.steps - 1}; got {point}.")
+
+    def __str__(self) -> str:
+        name = type(self.answers).__name__
+        head = (
+            f"{self.equation} on {self.process}: {self.steps} steps, {self.nfe} answers as {name}, {self.noises} noises"
+        )
+        lines = [head, f"  X0  t={self.rows[self.points[0]].t:.6g}"]
+        for i in range(self.points[0] + 1, self.points[-1] + 1):
+            row = self.rows[i]
+            terms = [*_written(row.states, "X"), *_written(row.answers, "D"), *_written(row.noises, "Z")]
+            lines.append(f"  X{i:<2} t={row.t:<10.6g} = {' '.join(terms)}")
+        return "\n".join(lines)
+
+
+def _written(terms: Terms, letter: str) -> list[str]:
+    return [f"{float(c):+.6g} {letter}{i}" for i, c in terms]
+
+
+def shortened(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows with inner states replaced by their own sums wherever that leaves fewer terms to add."""
+    done: list[Row] = []
+    for row in rows:
+        for i, c in row.states:
+            inner = done[i]
+            of_answers, of_states, of_noises = (
+                {j for j, _ in terms} for terms in (row.answers, row.states, row.noises)
+            )
+            covered = (
+                {j for j, _ in inner.answers} <= of_answers
+                and {k for k, _ in inner.states} <= of_states
+                and {j for j, _ in inner.noises} <= of_noises
+            )
+            if i and covered:
+                row = dataclasses.replace(
+                    row,
+                    states=_collect([*(term for term in row.states if term[0] != i), *_times(c, inner.states)]),
+                    answers=_collect([*row.answers, *_times(c, inner.answers)]),
+                    noises=_collect([*row.noises, *_times(c, inner.noises)]),
+                )
+        done.append(row)
+    return tuple(done)
+
+
+def _times(c: float, terms: Terms) -> Terms:
+    return tuple((i, c * value) for i, value in terms)
+
+
+def _collect(terms: Iterable[tuple[int, float]]) -> Terms:
+    """Sum the coefficients of each index, and leave out what cancels."""
+    total: dict[int, float] = {}
+    size: dict[int, float] = {}
+    for i, c in terms:
+        total[i] = total.get(i, 0.0) + c
+        size[i] = size.get(i, 0.0) + abs(float(c))
+    return tuple((i, c) for i, c in sorted(total.items()) if abs(float(c)) > ROUNDING * size[i])
