@@ -33,7 +33,7 @@ class Value:
             TypeError: a field holds something that JSON cannot, such as a function.
         """
         own: Any = self
-        fields = {f.name: _encode(getattr(self, f.name), self) for f in dataclasses.fields(own)}
+        fields = {f.name: _encode(getattr(self, f.name), self) for f in dataclasses.fields(own) if f.init}
         return {"type": _name(type(self)), **fields}
 
     @classmethod
@@ -89,7 +89,7 @@ def _decode(data: Any) -> Any:
     if not concrete:
         raise ValueError(f"A stored value must name a type that holds fields; {name} is a kind of such types.")
     given = {k: v for k, v in data.items() if k != "type"}
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for field in given:
         if field not in fields:
             raise ValueError(f"{name} has no field {field!r}. {suggest(field, list(fields))}")

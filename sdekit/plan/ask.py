@@ -21,7 +21,7 @@ def prepare(model: Model, plan: Plan, x: Tensor) -> tuple[Plan, list[Ask]]:
     times = torch.tensor([float(t) for _, t in plan.asks], dtype=torch.float64)
     predicts = getattr(model, "predicts", None)
     if isinstance(predicts, Target):
-        plan = plan.to(predicts)
+        plan = _written(plan, predicts)
     if _prepares(model):
         asks = model.asks(times, x)  # type: ignore[attr-defined]
         if asks:
@@ -32,6 +32,11 @@ def prepare(model: Model, plan: Plan, x: Tensor) -> tuple[Plan, list[Ask]]:
         return model(x, t).view(plan.answers)
 
     return plan, [(ask, t) for t in times.unbind()]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _written(plan: Plan, predicts: Target) -> Plan:
+    return plan.to(predicts)
 
 
 def _prepares(model: Model) -> bool:

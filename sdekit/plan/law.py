@@ -74,7 +74,7 @@ def law(plan: Plan, data: Gaussian, start: Law | None = None) -> Law:
     """
     if data.process != plan.process:
         raise ValueError(
-            f"The data's process must be the plan's, {plan.process}; got {data.process}. Use one for both."
+            f"The data must be on the plan's process, {plan.process}; got {data.process}. Use one for both."
         )
     if plan.points[0] != 0:
         raise ValueError("The law of a run is that of a whole plan; this is the second part of one that was split.")

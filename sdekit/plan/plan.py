@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
 
@@ -59,6 +59,9 @@ class Plan(Value):
         asks: (i, t) for each answer: which state the model is asked about, and at what time.
         draws: (step, t, s) for each noise: the step that draws it, and its interval.
         points: the states at the grid's times, from the first to be run from to the outcome.
+
+    Attributes:
+        schedule: the rows in the order of running, with what is kept how long.
     """
 
     process: Process
@@ -68,6 +71,15 @@ class Plan(Value):
     asks: tuple[tuple[int, float], ...]
     draws: tuple[tuple[int, float, float], ...]
     points: tuple[int, ...]
+    schedule: tuple[Op, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ops = schedule(self.rows, [i for i, _ in self.asks], self.points[0], self.points[-1])
+        object.__setattr__(self, "schedule", ops)
+
+    @cached_property
+    def _rewritten(self) -> dict[Target, Plan]:
+        return {}
 
     @property
     def nfe(self) -> int:
@@ -79,11 +91,6 @@ class Plan(Value):
         """The noises drawn in one run."""
         used = {j for row in self.rows[self.points[0] + 1 : self.points[-1] + 1] for j, _ in row.noises}
         return len(used)
-
-    @cached_property
-    def schedule(self) -> tuple[Op, ...]:
-        """The rows in the order of running, with what is kept how long."""
-        return schedule(self.rows, [i for i, _ in self.asks], self.points[0], self.points[-1])
 
     @property
     def memory(self) -> int:
@@ -118,10 +125,6 @@ class Plan(Value):
             self._rewritten[answers] = dataclasses.replace(self, answers=answers, rows=rows)
         return self._rewritten[answers]
 
-    @cached_property
-    def _rewritten(self) -> dict[Target, Plan]:
-        return {}
-
     def _swap(self, time: float, answers: Target) -> tuple[float, float]:
         t = torch.tensor(time, dtype=torch.float64)
         given, wanted = answers.mixture(self.process, t), self.answers.mixture(self.process, t)
@@ -149,7 +152,7 @@ class Plan(Value):
             return math.inf
         ours, theirs = self.to(X0()), other.to(X0())
         times = [abs(a - b) for (_, a), (_, b) in zip(self.asks, other.asks, strict=True)]
-        gaps = [float((a - b).abs().max()) for a, b in zip(ours.expanded, theirs.expanded, strict=True)]
+        gaps = [float((a - b).abs().max()) for a, b in zip(ours.expanded, theirs.expanded, strict=True) if a.numel()]
         return max([*times, *gaps], default=0.0)
 
     @cached_property

@@ -49,7 +49,7 @@ def run(plan: Plan, model: Model, x: Tensor | Carry, noise: Noise | None = None)
             began, found by a second run.
     """
     execution = _Execution(plan, model, x, noise)
-    for _ in execution.rows(reuse=not torch.is_grad_enabled()):
+    for _ in execution.rows(reuse=not (torch.is_grad_enabled() or torch.compiler.is_compiling())):
         pass
     outcome = execution.outcome
     if not torch.compiler.is_compiling() and not bool(outcome.sum().isfinite()) and not bool(outcome.isfinite().all()):
@@ -101,7 +101,7 @@ class _Execution:
             )
         self.now = now
         self.plan, self.ask = prepare(model, plan, now)
-        self.draws = _Draws(self.plan, model, now, noise or Keyed())
+        self.draws = _Draws(plan, model, now, Keyed() if noise is None else noise)
         self.slots: list[Any] = [None] * (len(plan.rows) + len(plan.asks))
         for i, state in carry.states.items():
             self.slots[i] = state

@@ -1,0 +1,225 @@
+"""Fitting a member of the family: stage by stage by least squares, then through the whole run by Gauss-Newton."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdekit._broadcast import like
+from sdekit.plan.family import Member, time_of
+from sdekit.plan.fine import Fine
+from sdekit.solvers.path import STRAIGHT
+
+SKETCHES = 2
+"""The random directions in which the outcome is differentiated for a Gauss-Newton step; its gradient is exact."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A robust mean over samples of the squared error s per coordinate: mean of (s + floor)^{power/2} 2/power.
+
+    Args:
+        floor: the squared error below which samples do not compete.
+        power: 2 is the mean square, towards 0 it is the mean logarithm.
+    """
+
+    floor: float
+    power: float
+
+    def __call__(self, squares: Tensor) -> Tensor:
+        return (squares + self.floor).pow(self.power / 2).mean() * (2 / self.power)
+
+    def weight(self, squares: Tensor) -> Tensor:
+        """Return the derivative of each sample's loss by its squared error."""
+        return (squares + self.floor).pow(self.power / 2 - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """A member's numbers, one copy for each sample, so that one backward pass gives every sample's derivatives.
+
+    Args:
+        times: shape (n, B).
+        terms: shape (e, B), the coefficients c_ij of the pairs.
+        pairs: the (i, j) of each.
+    """
+
+    times: Tensor
+    terms: Tensor
+    pairs: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, member: Member, batch: int) -> Leaves:
+        """Return a member's leaves for a batch of so many samples."""
+        c = member.coefficients(member.taus, member.weights)
+        pairs = pairs_of(member)
+        times = member.times[list(member.nodes[:-1])]
+        terms = torch.stack([c[i, j] for i, j in pairs])
+        spread = [v[:, None].expand(-1, batch).clone().requires_grad_() for v in (times, terms)]
+        return cls(spread[0], spread[1], pairs)
+
+
+def pairs_of(member: Member) -> tuple[tuple[int, int], ...]:
+    """Return the (i, j) of the coefficients that may differ from 0."""
+    n = len(member.weights)
+    used = member.free | (member.weights != 0) | torch.eye(n, dtype=torch.bool)
+    return tuple((int(i), int(j)) for i, j in used.nonzero())
+
+
+def outcome(fine: Fine, leaves: Leaves) -> Tensor:
+    """Run a sampler on its leaves and return the last y, differentiable in them."""
+    process, y = fine.model.process, fine.start
+    kappas = process.alpha(leaves.times) + process.sigma(leaves.times)
+    rows: dict[int, list[tuple[int, Tensor]]] = {}
+    for (i, j), term in zip(leaves.pairs, leaves.terms, strict=True):
+        rows.setdefault(i, []).append((j, term))
+    answers: list[Tensor] = []
+    for i in range(len(leaves.times)):
+        answers.append(STRAIGHT.of(fine.model(like(kappas[i], y) * y, leaves.times[i])))
+        y = sum((like(term, y) * answers[j] for j, term in rows[i]), start=y)
+    return y
+
+
+def squares(y: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error per coordinate of each sample, shape (B,), float64."""
+    return (y - target).double().square().flatten(1).mean(1)
+
+
+def by_stages(fine: Fine, member: Member, ridge: float) -> Member:
+    """Fit the weights row by row, so that each state comes as near as it can to the fine solution at its time.
+
+    The run goes on from the state reached, so later rows make up for what earlier ones have missed.
+
+    Args:
+        fine: the fine solution.
+        member: the times and the weights to start from.
+        ridge: the pull towards those weights, in units of the sums' own size.
+    """
+    taus, weights, train = member.taus, member.weights.clone(), fine.train
+    times = member.times
+    kappas = (member.process.alpha(times) + member.process.sigma(times)).tolist()
+    y, answers = fine.start, []
+    for i in range(len(weights)):
+        node, onto = member.nodes[i], member.nodes[i + 1]
+        answers.append(STRAIGHT.of(fine.model(kappas[node] * y, times[node])))
+        here = min(node, len(taus) - 2)
+        scale, step = float(taus[here + 1] - taus[here]), float(taus[onto] - taus[node])
+        chosen = member.free[i].nonzero().flatten().tolist()
+        if chosen:
+            apart = torch.stack([(answers[j] - answers[i])[train].flatten().double() for j in chosen])
+            fixed = y + step * answers[i]
+            for j in range(i):
+                if j not in chosen and weights[i, j] != 0:
+                    fixed = fixed + scale * float(weights[i, j]) * (answers[j] - answers[i])
+            gap = (fine.at(float(taus[onto])) - fixed)[train].flatten().double() / scale
+            gram, old = apart @ apart.T, weights[i, chosen]
+            pull = ridge * gram.diagonal().mean() * torch.eye(len(chosen), dtype=torch.float64)
+            weights[i, chosen] = old + torch.linalg.solve(gram + pull + 1e-300, apart @ gap - gram @ old)
+        total = step * answers[i]
+        for j in range(i):
+            if weights[i, j] != 0:
+                total = total + scale * float(weights[i, j]) * (answers[j] - answers[i])
+        y = y + total
+    return dataclasses.replace(member, weights=weights)
+
+
+def descend(fine: Fine, member: Member, loss: Loss, seed: int, moving: bool = True) -> Iterator[tuple[Member, Tensor]]:
+    """Yield the start and every better member of a damped Gauss-Newton descent, each with the squared errors (B,).
+
+    Nothing is yielded where a trial was rejected: the caller's budget tells when to stop.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    damping, best = 1e-2, None
+    trial = member
+    while True:
+        leaves = Leaves.of(trial, len(fine.start))
+        y = outcome(fine, leaves)
+        errors = squares(y.detach(), fine.target)
+        value = float(loss(errors[fine.train]))
+        if best is None or value < best:
+            best, member = value, trial
+            gradient, hessian = _normal(fine, leaves, y, loss, generator)
+            back = _jacobian(member, leaves, moving)
+            gradient, hessian = back.T @ gradient, back.T @ hessian @ back
+            damping = max(damping / 4, 1e-7)
+            yield member, errors
+        else:
+            damping *= 5
+            yield member, errors.new_full(errors.shape, torch.nan)
+        if damping > 1e6:
+            return
+        del leaves, y
+        scale = hessian.diagonal()
+        lifted = hessian + damping * torch.diag(scale + 1e-4 * scale.mean() + 1e-300)
+        trial = _moved(member, -torch.linalg.solve(lifted, gradient), moving)
+
+
+def _normal(
+    fine: Fine, leaves: Leaves, y: Tensor, loss: Loss, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the loss in the leaves and a sketch of its Gauss-Newton matrix."""
+    error = (y - fine.target).flatten(1)
+    size, count = error.shape[1], len(fine.train)
+    weights = torch.zeros(len(y), dtype=torch.float64)
+    weights[fine.train] = loss.weight(squares(y.detach(), fine.target)[fine.train])
+    if size <= SKETCHES:
+        directions = torch.eye(size, dtype=error.dtype)[:, None].expand(-1, len(y), -1)
+    else:
+        shape = SKETCHES, len(y), size
+        directions = torch.randint(0, 2, shape, generator=generator).to(error) * 2 - 1
+        directions = directions * (1 / SKETCHES**0.5)
+    passes = [error.detach() * weights[:, None].to(error), *directions]
+    slopes = []
+    for k, direction in enumerate(passes):
+        parts = torch.autograd.grad(
+            error, (leaves.times, leaves.terms), direction, retain_graph=k + 1 < len(passes), allow_unused=True
+        )
+        slopes.append(torch.cat(parts).detach().double())
+    gradient = slopes[0].sum(1) * (2 / size / count)
+    rows = torch.cat([slope * weights.sqrt() for slope in slopes[1:]], 1)
+    return gradient, rows @ rows.T * (2 / size / count)
+
+
+def _numbers(member: Member, moving: bool) -> Tensor:
+    gaps = torch.diff(member.taus).abs().log() if moving else member.taus[:0]
+    return torch.cat([gaps, member.weights[member.free]])
+
+
+def _taus(member: Member, gaps: Tensor) -> Tensor:
+    first, last = member.taus[0], member.taus[-1]
+    shares = torch.softmax(gaps, 0).cumsum(0)[:-1]
+    return torch.cat([first[None], first + (last - first) * shares, last[None]])
+
+
+def _placed(member: Member, numbers: Tensor, moving: bool) -> tuple[Tensor, Tensor]:
+    """Return the nodes and the weights for a vector of numbers."""
+    m = len(member.taus) - 1 if moving else 0
+    taus = _taus(member, numbers[:m]) if moving else member.taus
+    at = member.free.nonzero()
+    weights = torch.index_put(torch.where(member.free, 0.0, member.weights), (at[:, 0], at[:, 1]), numbers[m:])
+    return taus, weights
+
+
+def _moved(member: Member, by: Tensor, moving: bool) -> Member:
+    taus, weights = _placed(member, _numbers(member, moving) + by, moving)
+    return dataclasses.replace(member, taus=taus, weights=weights)
+
+
+def _jacobian(member: Member, leaves: Leaves, moving: bool) -> Tensor:
+    """Return the derivatives of the leaves' numbers in the member's, shape (n + e, numbers)."""
+    rows, columns = torch.tensor(leaves.pairs).T
+    asked = list(member.nodes[:-1])
+
+    def read(numbers: Tensor) -> Tensor:
+        taus, weights = _placed(member, numbers, moving)
+        return torch.cat([taus[asked], member.coefficients(taus, weights)[rows, columns]])
+
+    back: Tensor = torch.func.jacfwd(read)(_numbers(member, moving))
+    taus = member.taus.clone().requires_grad_()
+    (pace,) = torch.autograd.grad(time_of(member.process, taus).sum(), taus)
+    ahead = torch.cat([pace[asked].nan_to_num(0.0, 0.0, 0.0), torch.ones(len(leaves.pairs), dtype=torch.float64)])
+    return ahead[:, None] * back
