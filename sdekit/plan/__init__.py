@@ -2,7 +2,8 @@
 
 from sdekit.plan.form import Form, NonlinearError
 from sdekit.plan.law import Law, law, marginal
-from sdekit.plan.plan import Plan, Row
+from sdekit.plan.plan import Plan
+from sdekit.plan.rows import Row
 from sdekit.plan.run import Carry, pause, run, walk
 from sdekit.plan.trace import march, trace
 

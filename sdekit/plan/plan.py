@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from sdekit._value import Value
 from sdekit.equation import Equation
+from sdekit.plan.rows import Row, Terms, collected, shortened
 from sdekit.plan.schedule import Op, memory, schedule
 from sdekit.prediction import X0, Target, exchange
 from sdekit.process import Process
-
-Terms: TypeAlias = tuple[tuple[int, float], ...]
-"""A sum: the pairs (index, coefficient)."""
-
-ROUNDING = 1e-13
-"""A coefficient smaller than this share of what it was summed from is rounding, and left out."""
-
-
-@dataclass(frozen=True)
-class Row(Value):
-    """How one state is made: the sum of earlier states, answers and noise, each with its coefficient.
-
-    Args:
-        t: the state's time.
-        states: (i, coefficient) for the states X[i].
-        answers: (j, coefficient) for the model's answers D[j].
-        noises: (j, coefficient) for the standard normal noises Z[j].
-    """
-
-    t: float
-    states: Terms = ()
-    answers: Terms = ()
-    noises: Terms = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +115,7 @@ class Plan(Value):
     def _rewrite(self, row: Row, swaps: list[tuple[float, float]]) -> Row:
         of_states = [*row.states, *((self.asks[j][0], c * swaps[j][0]) for j, c in row.answers)]
         of_answers = ((j, c * swaps[j][1]) for j, c in row.answers)
-        return dataclasses.replace(row, states=_collect(of_states), answers=_collect(of_answers))
+        return dataclasses.replace(row, states=collected(of_states), answers=collected(of_answers))
 
     def distance(self, other: Plan) -> float:
         """Return how far two plans are from doing the same, as the largest difference of two numbers of their tables.
@@ -203,7 +179,7 @@ class Plan(Value):
             oldest = min((kept[j] for j, _ in row.answers if j in kept), default=0)
             answers = ((kept.get(j, oldest), c) for j, c in row.answers)
             states = tuple((i - cut, c) for i, c in row.states)
-            rows.append(dataclasses.replace(row, states=states, answers=_collect(answers)))
+            rows.append(dataclasses.replace(row, states=states, answers=collected(answers)))
         asks = tuple((plan.asks[j][0] - cut, plan.asks[j][1]) for j in kept)
         points = tuple(i - cut for i in plan.points[point:])
         return dataclasses.replace(plan, rows=tuple(rows), asks=asks, points=points)
@@ -227,42 +203,3 @@ class Plan(Value):
 
 def _written(terms: Terms, letter: str) -> list[str]:
     return [f"{float(c):+.6g} {letter}{i}" for i, c in terms]
-
-
-def shortened(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Return the rows with inner states replaced by their own sums wherever that leaves fewer terms to add."""
-    done: list[Row] = []
-    for row in rows:
-        for i, c in row.states:
-            inner = done[i]
-            of_answers, of_states, of_noises = (
-                {j for j, _ in terms} for terms in (row.answers, row.states, row.noises)
-            )
-            covered = (
-                {j for j, _ in inner.answers} <= of_answers
-                and {k for k, _ in inner.states} <= of_states
-                and {j for j, _ in inner.noises} <= of_noises
-            )
-            if i and covered:
-                row = dataclasses.replace(
-                    row,
-                    states=_collect([*(term for term in row.states if term[0] != i), *_times(c, inner.states)]),
-                    answers=_collect([*row.answers, *_times(c, inner.answers)]),
-                    noises=_collect([*row.noises, *_times(c, inner.noises)]),
-                )
-        done.append(row)
-    return tuple(done)
-
-
-def _times(c: float, terms: Terms) -> Terms:
-    return tuple((i, c * value) for i, value in terms)
-
-
-def _collect(terms: Iterable[tuple[int, float]]) -> Terms:
-    """Sum the coefficients of each index, and leave out what cancels."""
-    total: dict[int, float] = {}
-    size: dict[int, float] = {}
-    for i, c in terms:
-        total[i] = total.get(i, 0.0) + c
-        size[i] = size.get(i, 0.0) + abs(float(c))
-    return tuple((i, c) for i, c in sorted(total.items()) if abs(float(c)) > ROUNDING * size[i])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from sdekit.plan.plan import Row, Terms
+from sdekit.plan.rows import Row, Terms
 
 
 class Op(NamedTuple):

@@ -17,7 +17,8 @@ from sdekit.grid import Grid
 from sdekit.methods import Method
 from sdekit.noise import Draw
 from sdekit.plan.form import Form, NonlinearError
-from sdekit.plan.plan import Plan, Row, Terms, shortened
+from sdekit.plan.plan import Plan
+from sdekit.plan.rows import Row, Terms, shortened, without_memory
 from sdekit.prediction import X0, Prediction, Target
 from sdekit.process import Process
 from sdekit.solvers import Solver
@@ -90,8 +91,12 @@ def _trace(method: Method, process: Process, times: Tensor, answers: Target) -> 
     for state, s, seen in march(method.equation.of(table), method.solver, x, times, table.of_step):
         points.append(table.name(state, s))
         table.keep(seen, s)
-    rows = shortened(table.rows)
-    return Plan(process, method.equation, answers, rows, tuple(table.asks), tuple(table.draws), tuple(points))
+    left = without_memory(table.rows, {*points, *(i for i, _ in table.asks)})
+    new = {old: i for i, old in enumerate(left)}
+    rows = [dataclasses.replace(row, states=tuple((new[i], c) for i, c in row.states)) for row in left.values()]
+    asks = tuple((new[i], t) for i, t in table.asks)
+    ends = tuple(new[i] for i in points)
+    return Plan(process, method.equation, answers, shortened(rows), asks, tuple(table.draws), ends)
 
 
 class _Table:
