@@ -96,6 +96,7 @@ class Denoiser(nn.Module):
         self.net = net
         self.process = process
         self.predicts = predicts
+        self._last: tuple[Any, Tensor, int, tuple[Tensor, ...]] | None = None
         self.clock = clock or (ByNoise() if isinstance(predicts, Preconditioned) else ByTime())
         ends = as_time([process.t_min, process.t_max])
         if not bool(self.clock(process, ends).isfinite().all()):
@@ -127,9 +128,7 @@ class Denoiser(nn.Module):
             For each time (function, argument): function(x, argument) is the network's answer in the target `predicts`.
         """
         dtype = self._dtype(x)
-        coarse = dtype not in (torch.float32, torch.float64)  # a time in half precision would merge with its neighbours
-        clock = self.clock(self.process, times).to(x.device, torch.float32 if coarse else dtype)
-        clocks = clock.reshape(len(times), -1).expand(len(times), len(x)).unbind()
+        clocks = self._told(times, len(x), dtype, x.device)
         factor = self.predicts.scale_in(self.process, times)
         if not isinstance(factor, Tensor) and factor == 1 and dtype == x.dtype and not condition:
             return [(self.net, time) for time in clocks]
@@ -140,6 +139,20 @@ class Denoiser(nn.Module):
             return _like_state(self.net((x * scale).to(dtype), time, **condition), x)
 
         return [(ask, (time, like(scale, x))) for time, scale in zip(clocks, factors, strict=True)]
+
+    def _told(self, times: Tensor, batch: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        """Return what the network is told of the times, each of shape (batch,); the same as last time, if it can be."""
+        kept = times.ndim == 1 and times.device.type == "cpu" and not times.requires_grad
+        kept = kept and not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        key = (self.process, self.clock, times.tolist(), batch, dtype, device) if kept else None
+        if kept and self._last is not None and self._last[0] == key and self._last[1]._version == self._last[2]:
+            return self._last[3]
+        coarse = dtype not in (torch.float32, torch.float64)  # a time in half precision would merge with its neighbours
+        clock = self.clock(self.process, times).to(device, torch.float32 if coarse else dtype)
+        told = clock.reshape(len(times), -1).expand(len(times), batch).unbind()
+        if kept:
+            self._last = (key, clock, clock._version, told)  # a network that writes into its time raises the version
+        return told
 
     def given(self, **condition: Any) -> Given:
         """Bind the network's keyword arguments once: the model of p(x | condition)."""
