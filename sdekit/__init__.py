@@ -4,9 +4,11 @@ from sdekit.denoiser import ByIndex, ByNoise, ByTime, Denoiser
 from sdekit.equation import ForwardSDE, ProbabilityFlow, ReverseSDE
 from sdekit.grid import (
     Angular,
+    Beta,
     Denoised,
     Grid,
     Karras,
+    Landed,
     Leading,
     Linspace,
     LogSNR,
@@ -18,6 +20,7 @@ from sdekit.grid import (
 )
 from sdekit.likelihood import Dequantization, Dopri5, Exact, FixedGrid, Hutchinson, bits_per_dim, log_likelihood
 from sdekit.methods import (
+    DAMPED_ADAMS,
     DDIM,
     DDPM,
     DDPM_BETA,
@@ -37,6 +40,7 @@ from sdekit.sample import Solution, encode, sample, solve, trajectory
 from sdekit.solvers import RK4, Ancestral, Euler, EulerMaruyama, Exponential, Heun, Solver, Step
 
 __all__ = [
+    "DAMPED_ADAMS",
     "DDIM",
     "DDPM",
     "DDPM_BETA",
@@ -50,6 +54,7 @@ __all__ = [
     "X0",
     "Ancestral",
     "Angular",
+    "Beta",
     "BrownianPath",
     "ByIndex",
     "ByNoise",
@@ -77,6 +82,7 @@ __all__ = [
     "Hutchinson",
     "Karras",
     "Keyed",
+    "Landed",
     "Leading",
     "Linspace",
     "LogSNR",

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,10 @@ class Grid(Value, ABC):
     def with_steps(self, steps: int) -> Self:
         """Return the same rule with another number of steps."""
         return dataclasses.replace(self, steps=steps)  # type: ignore[type-var]
+
+    def suited(self, shape: tuple[int, ...]) -> Self:
+        """Return the grid for samples of that shape: itself, if the rule does not depend on it."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Karras(_Steps):
 class Angular(_Steps):
     """Evenly spaced in the cube root of the angle atan2(sigma, alpha): finer towards the data, finite on every process.
 
-    For log-likelihoods, whose error comes from where the data's details appear; the power is chosen by measurement.
+    For log-likelihoods, whose error comes from where details appear; the power is chosen by measurement.
 
     >>> from sdekit import VP
     >>> [round(t, 3) for t in Angular(3)(VP()).tolist()]
@@ -117,6 +122,47 @@ class Angular(_Steps):
         first, last = (process.angle(end) ** (1 / 3) for end in (process.t_max, process.t_min))
         theta = torch.lerp(first, last, self._place()) ** 3
         return self._between(process, process.time(-theta.tan().log()))
+
+
+@dataclass(frozen=True)
+class Beta(_Steps):
+    r"""Dense where data take shape: times are quantiles of a law of the noise level rho = sigma/alpha, whose density is
+
+        dF / dlog rho = u^{0.8} / (1 + u)^{1.2},          u = rho / centre,
+
+    so rho / (rho + centre) has a Beta law, cut at the ends. Above the centre steps spread slowly, below it fast.
+
+    Args:
+        centre: the noise level around which steps are densest, in units of the data: where features turn into details.
+            If none is given it is 0.07 d^(1/4) for samples of d numbers, 0.2 where d is not known; data of another
+            scale than a standard deviation of 1/2 to 1 scale it. Fitted, as the exponents, on four laws of data.
+
+    >>> from sdekit import RectifiedFlow
+    >>> [round(t, 3) for t in Beta(4)(RectifiedFlow()).tolist()]
+    [0.999, 0.789, 0.385, 0.121, 0.001]
+    """
+
+    centre: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.centre is not None and not 0 < self.centre < math.inf:
+            raise ValueError(f"centre is a noise level sigma/alpha and must be positive; got {self.centre}.")
+
+    def suited(self, shape: tuple[int, ...]) -> Self:
+        return self if self.centre else dataclasses.replace(self, centre=0.07 * math.prod(shape) ** 0.25)
+
+    def times(self, process: Process) -> Tensor:
+        centre = self.centre or 0.2
+        # beyond these noise levels F is flat, so that alpha = 0 and sigma = 0 are not infinitely far
+        ends = process.angle(torch.tensor([process.t_min, process.t_max])).tan()
+        lo, hi = ends.clamp(centre * 1e-9, centre * 1e9).log().tolist()
+        levels = torch.linspace(lo, hi, 8001, dtype=torch.float64)
+        u = levels.exp() / centre
+        shares = torch.cumulative_trapezoid(u**0.8 / (1 + u) ** 1.2, levels).numpy()
+        level = np.interp(1 - self._place(), np.concatenate([[0.0], shares / shares[-1]]), levels)
+        lams = torch.from_numpy(-level).clamp(process.lam(process.t_max), process.lam(process.t_min))
+        return self._between(process, process.time(lams))
 
 
 @dataclass(frozen=True)
@@ -137,35 +183,54 @@ class Times(Grid):
 
 
 @dataclass(frozen=True)
-class Denoised(Grid):
+class _Around(Grid):
+    """A grid made of another."""
+
+    grid: Grid
+
+    def with_steps(self, steps: int) -> Self:
+        return dataclasses.replace(self, grid=self.grid.with_steps(steps))
+
+    def suited(self, shape: tuple[int, ...]) -> Self:
+        return dataclasses.replace(self, grid=self.grid.suited(shape))
+
+
+@dataclass(frozen=True)
+class Denoised(_Around):
     """A grid whose last step goes to the clean end, where sigma = 0: it replaces x by x0_hat (Tweedie's formula).
 
     `Denoised(LogSNR(20))` makes 20 steps, 19 of them as `LogSNR(19)` would. This is how samplers of the literature end
     ("append zero"); on a process with sigma(t_min) = 0, which ends there anyway, the inner grid is unchanged.
     """
 
-    grid: Grid
-
     def times(self, process: Process) -> Tensor:
         if process.t_min <= process.clean:
             return self.grid(process)
         steps = getattr(self.grid, "steps", None)
-        clean = torch.tensor([process.clean], dtype=torch.float64)
-        if steps is None:
-            return torch.cat([self.grid(process), clean])
         if steps == 1:
-            return torch.cat([torch.tensor([process.t_max], dtype=torch.float64), clean])
-        return torch.cat([self.grid.with_steps(steps - 1)(process), clean])
-
-    def with_steps(self, steps: int) -> Self:
-        return dataclasses.replace(self, grid=self.grid.with_steps(steps))
+            return torch.tensor([process.t_max, process.clean], dtype=torch.float64)
+        times = (self.grid.with_steps(steps - 1) if steps else self.grid)(process)
+        return torch.cat([times, torch.tensor([process.clean], dtype=torch.float64)])
 
 
 @dataclass(frozen=True)
-class Reversed(Grid):
-    """The times of another grid from data to noise, for encoding; a clean end is left out."""
+class Landed(_Around):
+    """A grid whose last time is the clean end, where sigma = 0, in the place of t_min: the same steps, no call more.
 
-    grid: Grid
+    For solvers that can step there (`Solver.lands`); another ends with x0_hat at the last time but one. On a process
+    with sigma(t_min) = 0, which ends there anyway, the inner grid is unchanged.
+    """
+
+    def times(self, process: Process) -> Tensor:
+        times = self.grid(process)
+        if process.t_min <= process.clean:
+            return times
+        return torch.cat([times[:-1], torch.tensor([process.clean], dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Reversed(_Around):
+    """The times of another grid from data to noise, for encoding; a clean end is left out."""
 
     def times(self, process: Process) -> Tensor:
         times = self.grid(process)
@@ -173,9 +238,6 @@ class Reversed(Grid):
 
     def __call__(self, process: Process) -> Tensor:
         return self.times(process)
-
-    def with_steps(self, steps: int) -> Self:
-        return dataclasses.replace(self, grid=self.grid.with_steps(steps))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sdekit.equation import ProbabilityFlow
-from sdekit.grid import Denoised, Grid, LogSNR, Reversed
-from sdekit.methods import DPMpp2M, Method
+from sdekit.grid import Beta, Grid, Landed, Reversed, Times
+from sdekit.methods import DAMPED_ADAMS, Method
 from sdekit.noise import Keyed, Noise
 from sdekit.plan import NonlinearError, Plan, march, run, trace, walk
 from sdekit.plan.health import Health
@@ -40,6 +40,7 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
         FloatingPointError: a state is not finite, the first one included; the message names the step, the time and the
             samples. On an accelerator, which would have to wait, it is raised at the end of the run.
     """
+    grid = grid.suited(x.shape[1:])
     plan = planned(model, method, grid)
     yield from _by_steps(model, x, method, grid, noise) if plan is None else _by_rows(model, x, plan, noise)
 
@@ -78,6 +79,7 @@ def planned(model: Model, method: Method, grid: Grid) -> Plan | None:
 
 def solve(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | None = None) -> Solution:
     """Run a sampler from the states `x` at the grid's first time and return its last point. See `trajectory`."""
+    grid = grid.suited(x.shape[1:])
     plan = planned(model, method, grid)
     if plan is not None:
         return Solution(run(plan, model, x, noise), plan.times[-1], getattr(model, "calls", 1) * plan.nfe)
@@ -90,8 +92,8 @@ def solve(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | No
 def sample(
     model: Model,
     shape: tuple[int, ...],
-    method: Method = DPMpp2M,
-    grid: Grid = Denoised(LogSNR(20)),
+    method: Method | Plan = DAMPED_ADAMS,
+    grid: Grid = Landed(Beta(20)),
     seed: int = 0,
 ) -> Tensor:
     """Draw samples from a model.
@@ -99,7 +101,7 @@ def sample(
     Args:
         model: the model; the samples are made on its device and in the dtype of its parameters or buffers.
         shape: the shape of the batch, (B, ...).
-        method: the equation and the solver.
+        method: the equation and the solver; or a plan, which has its own grid.
         grid: where the steps fall.
         seed: sample i is a function of (seed, i) alone, up to the network's own rounding.
 
@@ -109,11 +111,13 @@ def sample(
     True
     """
     noise = Keyed(seed)
+    if isinstance(method, Plan):
+        return run(method, model, start(model, shape, Times(method.times), noise), noise)
     return solve(model, start(model, shape, grid, noise), method, grid, noise).x
 
 
 @torch.no_grad()
-def encode(model: Model, x: Tensor, method: Method = DPMpp2M, grid: Grid = LogSNR(50)) -> Tensor:
+def encode(model: Model, x: Tensor, method: Method = DAMPED_ADAMS, grid: Grid = Beta(50)) -> Tensor:
     """Run the probability flow from data to noise: the latent of `x`, from which sampling returns to it.
 
     Args:
@@ -139,4 +143,4 @@ def start(model: Model, shape: tuple[int, ...], grid: Grid, noise: Noise) -> Ten
     floats = [p for p in tensors if p.is_floating_point()]
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in floats) else torch.float32
     like = torch.empty(shape, dtype=dtype, device=floats[0].device if floats else None)
-    return noise.start(like) * model.process.sigma(grid(model.process)[0])
+    return noise.start(like) * model.process.sigma(grid.suited(shape[1:])(model.process)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -11,7 +12,6 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-import sdekit.solvers
 from sdekit import (
     EDM,
     VE,
@@ -28,7 +28,9 @@ from sdekit import (
 )
 from sdekit.equation import System
 from sdekit.grid import Grid
+from sdekit.methods import METHODS
 from sdekit.noise import Draw, Noise
+from sdekit.solvers import Ancestral, Churn, Langevin, Restart, TruncatedSA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,19 +55,17 @@ def name(value: object) -> str:
     return f"{type(value).__name__}({fields})" if fields else type(value).__name__
 
 
+PLAIN = {
+    name: method
+    for name, method in METHODS.items()
+    if not isinstance(method.solver, Churn | Restart | Langevin | TruncatedSA)
+}
+"""The methods whose order is that of their solver, and which are noisy if and only if their equation is."""
+
+
 def solvers() -> list[Solver]:
-    """Return every solver that sdekit exports, in every order it has."""
-    kinds = [getattr(sdekit.solvers, export) for export in sdekit.solvers.__all__]
-    found: list[Solver] = []
-    for kind in kinds:
-        if issubclass(kind, Solver) and "__dataclass_fields__" in vars(kind):
-            orders = range(1, 6) if "order" in kind.__dataclass_fields__ else (None,)
-            for order in orders:
-                try:
-                    found.append(kind() if order is None else kind(order=order))
-                except ValueError:  # an order it does not have
-                    continue
-    return found
+    """Return every solver of the plain methods, and the ancestral one, whose methods have a parameter."""
+    return list(dict.fromkeys([*(method.solver for method in PLAIN.values()), Ancestral()]))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -137,15 +137,25 @@ def gaussian(process: Process, mean: float = 0.7, std: float = 0.5) -> Mixture:
     return Mixture(process, torch.tensor([[mean]], dtype=torch.float64), std)
 
 
+DRAWS = 3
+"""As many as a step makes at most."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Impulses(Noise):
-    """No noise, but for a 1 that sample 2 + k of the batch receives in step k."""
+    """No noise, but for a 1 that sample 2 + DRAWS k + j of the batch receives at the j-th draw of step k."""
 
     def on(self, system: System, x: Tensor) -> Callable[[int], Draw]:
         def of_step(k: int) -> Draw:
-            z = torch.zeros_like(x)
-            z[2 + k] = 1
-            return lambda t, s: z
+            count = itertools.count()
+
+            def draw(t: Tensor, s: Tensor) -> Tensor:
+                z, j = torch.zeros_like(x), next(count)
+                assert j < DRAWS
+                z[2 + DRAWS * k + j] = 1
+                return z
+
+            return draw
 
         return of_step
 
@@ -153,10 +163,10 @@ class Impulses(Noise):
 def law(model: Mixture, method: Method, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return the exact mean and standard deviation at every point of a run from the marginal, for `gaussian` data.
 
-    Each state is affine in the start and in every step's noise, so one run of n + 2 samples shows all coefficients.
+    Each state is affine in the start and in every noise, so one run of as many samples shows all coefficients.
     """
     times = grid(model.process)
-    x = torch.zeros(len(times) + 1, 1, dtype=torch.float64)
+    x = torch.zeros(2 + DRAWS * (len(times) - 1), 1, dtype=torch.float64)
     x[1] = 1
     mean, std = marginal(model, times[:1])
     points = torch.cat([point.x for point in trajectory(model, x, method, grid, Impulses())], 1)

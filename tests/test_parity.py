@@ -44,7 +44,7 @@ from sdekit import (
     solve,
 )
 from sdekit.grid import Grid
-from sdekit.solvers import TruncatedExponential
+from sdekit.solvers import DPMppMultistep
 
 TOLERANCE = 1e-5
 EXACT = 1e-11
@@ -223,7 +223,7 @@ def test_dpm_solver_plus_plus_2m(schedule: str, spacing: str, steps: int) -> Non
 
 
 @on_both_tables
-@pytest.mark.parametrize(("order", "sampler"), [(1, DDPM), (2, Method(ReverseSDE(), TruncatedExponential()))])
+@pytest.mark.parametrize(("order", "sampler"), [(1, DDPM), (2, Method(ReverseSDE(), DPMppMultistep(2)))])
 def test_stochastic_dpm_solver_plus_plus(schedule: str, order: int, sampler: Method) -> None:
     """Of order 1 it is DDPM."""
     x, options = normal(4, 3), {"algorithm_type": "sde-dpmsolver++", "solver_order": order}

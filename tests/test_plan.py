@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from exact import PROCESSES, Circle, name, normal, ring, rms
+from exact import PLAIN, PROCESSES, Circle, gaussian, name, normal, ring, rms
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import VIEWS
@@ -50,11 +50,11 @@ from sdekit import (
 )
 from sdekit._value import Value
 from sdekit.grid import Grid, Trailing
-from sdekit.methods import METHODS
 from sdekit.plan import Form, NonlinearError, Plan, march, pause, run, trace, walk
 from sdekit.prediction import Target
+from sdekit.solvers import Corrected, DampedAdams
 
-by_every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+by_every_method = pytest.mark.parametrize("method", PLAIN.values(), ids=PLAIN)
 on_every_process = pytest.mark.parametrize("process", PROCESSES, ids=name)
 
 
@@ -106,20 +106,22 @@ def test_calls_are_those_declared(method: Method) -> None:
     net, solver = model(VP()), method.solver
     plan = trace(method, VP(), LogSNR(6))
     run(plan, net, normal(2, 2))
-    assert net.net.calls_made == plan.nfe == 6 * solver.evals + solver.starts
-    assert plan.noises == len(plan.draws) == (0 if method.equation.eta == 0 else 6)
+    assert net.net.calls_made == plan.nfe == solver.calls(6)
+    assert plan.noises == len(plan.draws)
+    assert plan.noises % 6 == 0
+    assert (plan.noises == 0) == (method.equation.eta == 0)
 
 
 @on_every_process
-@given(answers=st.sampled_from(VIEWS), predicts=st.sampled_from(VIEWS), known=st.sampled_from(sorted(METHODS)))
+@given(answers=st.sampled_from(VIEWS), predicts=st.sampled_from(VIEWS), known=st.sampled_from(sorted(PLAIN)))
 def test_it_does_not_matter_in_what_the_answers_are_written(
     process: Process, answers: Target, predicts: Target, known: str
 ) -> None:
     net, x = model(process, predicts), normal(3, 2)
-    plan = trace(METHODS[known], process, LogSNR(4), answers)
-    straight = stepped(METHODS[known], net, x, LogSNR(4))[-1]
+    plan = trace(PLAIN[known], process, LogSNR(4), answers)
+    straight = stepped(PLAIN[known], net, x, LogSNR(4))[-1]
     assert close(run(plan, net, x, Keyed(seed=3)), straight, 1e-9)
-    assert plan.distance(trace(METHODS[known], process, LogSNR(4), predicts)) < 1e-9
+    assert plan.distance(trace(PLAIN[known], process, LogSNR(4), predicts)) < 1e-9
 
 
 def test_a_model_of_any_kind_runs() -> None:
@@ -150,7 +152,7 @@ def test_states_keep_their_dtype(dtype: torch.dtype) -> None:
 
 def test_a_network_that_answers_in_another_dtype_is_brought_to_the_states() -> None:
     net = Denoiser(lambda x, t: (0.5 * x).double(), VP(), predicts=X0())
-    for method in (DDIM, HEUN, METHODS["rk4"]):
+    for method in (DDIM, HEUN, PLAIN["rk4"]):
         assert run(trace(method, VP(), Denoised(LogSNR(4))), net, normal(2, 2).float()).dtype == torch.float32
 
 
@@ -174,10 +176,12 @@ def test_memory_is_that_declared(method: Method, shape: tuple[int, ...]) -> None
 
     plan = trace(method, VP(), LogSNR(5), V())
     x = torch.ones(shape, dtype=torch.float64)
+    gc.collect()
     with torch.no_grad():
         run(plan, Denoiser(net, VP(), predicts=V()), x)
     # x itself is the caller's too, so it outlives its use; at a call the answer is still to come
-    assert plan.memory - 1 <= most <= plan.memory + 1
+    waiting = plan.noises // plan.steps  # of a step, drawn at once
+    assert plan.memory - 3 <= most <= plan.memory + 1 + waiting
 
 
 @pytest.mark.parametrize("rows", [3, 600])
@@ -307,15 +311,20 @@ def test_a_plan_is_cut_and_goes_on(method: Method) -> None:
 def test_a_plan_starts_from_the_middle(method: Method) -> None:
     """As a run of its own; what it lacks of the past it replaces by what it has."""
     plan, grid = trace(method, VP(), LogSNR(7)), LogSNR(7)(VP())
-    rest, fresh = plan.onwards(3), trace(method, VP(), Times(tuple(grid.tolist()[3:])))
+    fresh = trace(method, VP(), Times(tuple(grid.tolist()[3:])))
+    if isinstance(method.solver, DampedAdams):
+        with pytest.raises(ValueError, match="Trace the method on the rest of its grid"):
+            plan.onwards(3)
+        return
+    rest = plan.onwards(3)
     assert rest.times == fresh.times
-    if method.solver.starts:  # the start of a run of its own is better, and dearer
-        assert rest.nfe == fresh.nfe - method.solver.starts
-    else:
-        assert rest.distance(fresh) < 1e-12
-    if method.solver.memory == 0:  # then nothing is lacking
-        net, x, noise = model(VP()), normal(3, 2), Keyed(seed=3)
-        assert close(run(rest, net, x, noise), run(plan.split(3)[1], net, x, noise))
+    assert rest.nfe == method.solver.calls(7) - method.solver.calls(3)
+    if method.solver.memory <= 1 and method.solver.starts == 0 and not isinstance(method.solver, Corrected):
+        assert rest.distance(fresh) < 1e-11
+    if method.equation.eta == 0 and method.solver.memory:  # what is looked back at is right if all data are one point
+        point = gaussian(VP(), std=0.0)
+        x = point.noisy(5, rest.times[0])
+        assert close(run(rest, point, x), point.flow(x, rest.times[0], rest.times[-1]), 1e-9)
 
 
 def test_a_plan_runs_backwards_on_a_reversed_grid() -> None:

@@ -7,7 +7,7 @@ P = eps - x0. A sampler of n answers, in which P and the times may be anything a
 
 Every explicit deterministic method is of that form, with weights u of its own.
 
-Reference: Shaul et al. 2024 (arXiv 2403.01329), section 3, for the whole family of non-stationary solvers.
+Reference: Shaul et al. 2024 (arXiv 2403.01329), who call such solvers non-stationary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sdekit.equation import ProbabilityFlow
-from sdekit.plan.plan import Plan, Row, shortened
+from sdekit.plan.plan import Plan
+from sdekit.plan.rows import Row, shortened
 from sdekit.prediction import X0, Mixture, Target
 from sdekit.process import Process
 
@@ -42,6 +43,7 @@ class Member:
         nodes: the node of each state that is asked about, and of the outcome: n + 1 numbers.
         weights: u, shape (n, n), strictly lower triangular.
         free: which of the weights may be fitted, of the same shape.
+        ends: the first and the last time, to the last bit; by default as tau says.
     """
 
     process: Process
@@ -49,11 +51,15 @@ class Member:
     nodes: tuple[int, ...]
     weights: Tensor
     free: Tensor
+    ends: tuple[float, float] | None = None
 
     @property
     def times(self) -> Tensor:
-        """The times of the nodes, in which the first and the last are the process's own where tau says so."""
-        return time_of(self.process, self.taus)
+        """The times of the nodes."""
+        times = time_of(self.process, self.taus)
+        if self.ends is not None:
+            times[0], times[-1] = self.ends
+        return times
 
     def coefficients(self, taus: Tensor, weights: Tensor) -> Tensor:
         """Return c with Y[i+1] = Y[i] + sum_j c_ij P[j], shape (n, n), for nodes and weights like the member's own."""
@@ -98,7 +104,7 @@ def time_of(process: Process, taus: Tensor) -> Tensor:
 
 def member_of(plan: Plan) -> Member | None:
     """Return a plan as a member of the family; None if it is none: stochastic, or not exact for constant P."""
-    if plan.draws or plan.points[0] != 0:
+    if plan.draws or plan.points[0] != 0 or plan.nfe != len(plan.asks):
         return None
     process, n = plan.process, len(plan.asks)
     at = torch.tensor([*(t for _, t in plan.asks), plan.times[-1]], dtype=torch.float64)
@@ -120,7 +126,7 @@ def member_of(plan: Plan) -> Member | None:
     nodes = tuple(int((nodes_at == tau).nonzero()[0]) for tau in taus)
     here = torch.tensor(nodes[:-1]).clamp(max=len(nodes_at) - 2)
     weights = (gaps / torch.diff(nodes_at)[here][:, None]).tril(-1)
-    return Member(process, nodes_at, nodes, weights, weights != 0)
+    return Member(process, nodes_at, nodes, weights, weights != 0, (plan.times[0], plan.times[-1]))
 
 
 def widened(member: Member, width: int) -> Member:

@@ -22,6 +22,9 @@ POINTS = 5
 WIDEST = 9.0
 """Beyond |lam| = 9 its steps do not follow lam, which is infinite where alpha or sigma vanishes."""
 
+NEAR = 1, 2, 4
+"""Where tau is that many times the last one, P is looked at to go on from there to the clean end."""
+
 KEPT = 2**25
 """The numbers of its states that are kept for fitting."""
 
@@ -30,11 +33,12 @@ class Counted:
     """A model that counts what it is asked.
 
     Attributes:
-        calls: the network calls made so far, each for a whole batch.
+        spent: the network calls made so far, each for a whole batch.
+        each: the network calls of one answer.
     """
 
     def __init__(self, model: Model) -> None:
-        self.model, self.calls = model, 0
+        self.model, self.spent = model, 0
         self.each = int(getattr(model, "calls", 1))
 
     @property
@@ -43,7 +47,7 @@ class Counted:
         return self.model.process
 
     def __call__(self, x: Tensor, t: Time, /) -> Prediction:
-        self.calls += self.each
+        self.spent += self.each
         return self.model(x, t)
 
 
@@ -81,35 +85,65 @@ class Fine:
         return ends + h * (u * (1 - u) ** 2 * self.slopes[k - 1] - u**2 * (1 - u) * self.slopes[k])
 
 
+@torch.no_grad()
 def solved(model: Counted, x: Tensor, ends: tuple[float, float], train: Tensor) -> Fine:
-    """Solve the probability flow finely from the states `x` between two times; a clean end is reached by x0_hat."""
+    """Solve the probability flow finely from the states `x` between two times, of which the second may be clean.
+
+    Args:
+        model: the model.
+        x: the states at the first time, shape (B, ...).
+        ends: the two times.
+        train: the samples to fit to.
+
+    Raises:
+        FloatingPointError: the solution is not finite.
+    """
     process = model.process
     first, last = tau_of(process, torch.tensor(ends, dtype=torch.float64))
-    least = torch.minimum(first, tau_of(process, torch.tensor(process.t_min, dtype=torch.float64)))
+    least = tau_of(process, torch.tensor(process.t_min, dtype=torch.float64))
     taus = _taus(first, torch.maximum(last, least))
-    if last < taus[-1]:
-        taus = torch.cat([taus, last[None]])
     times = time_of(process, taus)
-    times[0], times[-1] = ends
-    clean = times == process.clean
-    kappas = torch.where(clean, 1.0, process.alpha(times) + process.sigma(times)).tolist()
+    times[0] = ends[0]
+    kappas = (process.alpha(times) + process.sigma(times)).tolist()
     member = adams(process, taus, POINTS)
-    c = member.coefficients(taus, member.weights)
-    if float(times[-1]) == process.clean < process.t_min:
-        c[-1] = torch.eye(len(c), dtype=c.dtype)[-1] * (taus[-1] - taus[-2])
+    weights = member.coefficients(taus, member.weights).tolist()
     stride = -(-len(taus) * x.numel() * 2 // KEPT)
-    y, slopes, kept = x / kappas[0], [], []
-    for i in range(len(taus)):
-        if i + 1 < len(taus):
-            slopes.append(STRAIGHT.of(model(kappas[i] * y, times[i])))
-        if i % stride == 0 or i + 1 == len(taus):
-            kept.append((i, y, slopes[-1]))
-        if i + 1 < len(taus):
-            slopes = slopes[-POINTS:]
-            o = i + 1 - len(slopes)
-            y = y + sum(float(c[i, o + k]) * slope for k, slope in enumerate(slopes))
-    where, states, rates = zip(*kept, strict=True)
-    return Fine(model, states[0], taus[list(where)], torch.stack(states), torch.stack(rates), train)
+    near = [int((taus - k * taus[-1]).abs().argmin()) for k in NEAR]
+    y, answers, kept = x / kappas[0], {}, []
+    for i, kappa in enumerate(kappas):
+        answers[i] = STRAIGHT.of(model(kappa * y, times[i]))
+        if i % stride == 0 or i + 1 == len(kappas):
+            kept.append((i, y, answers[i]))
+        if i + 1 < len(kappas):
+            y = y + sum(weights[i][j] * answers[j] for j in range(max(0, i - POINTS + 1), i + 1))
+        if i - POINTS + 1 not in near:
+            answers.pop(i - POINTS + 1, None)
+    at = taus[[i for i, _, _ in kept]]
+    states, slopes = [state for _, state, _ in kept], [slope for _, _, slope in kept]
+    if last < taus[-1]:
+        mean, slope = (torch.zeros_like(y) for _ in range(2))
+        for k, *shares in zip(near, *_onwards(taus[near]), strict=True):
+            mean, slope = (total + c * answers[k] for total, c in zip((mean, slope), shares, strict=True))
+        states.append(y - taus[-1] * mean)
+        slopes.append(slope)
+        at = torch.cat([at, last[None]])
+    if not bool(states[-1].isfinite().all()):
+        raise FloatingPointError(
+            "The fine solution must be finite; it is not. Look at the model's answers at both ends."
+        )
+    return Fine(model, states[0], at, torch.stack(states), torch.stack(slopes), train)
+
+
+def _onwards(taus: Tensor) -> tuple[list[float], list[float]]:
+    """Return the weights by which values of P at `taus`, the last time first, give its mean from 0 to there, and P(0).
+
+    The flow's limit at the clean end, where no model is asked, by the parabola through three values.
+    """
+    at, powers = taus / taus[0], torch.arange(len(taus), dtype=torch.float64)
+    matrix = at[None] ** powers[:, None]
+    wanted = torch.stack([1 / (powers + 1), (powers == 0).double()], 1)
+    mean, value = torch.linalg.solve(matrix, wanted).T.tolist()
+    return mean, value
 
 
 def _taus(first: Tensor, last: Tensor) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdekit._broadcast import like
 from sdekit.plan.family import Member, time_of
-from sdekit.plan.fine import Fine
+from sdekit.plan.fine import Counted, Fine
 from sdekit.solvers.path import STRAIGHT
 
 SKETCHES = 2
@@ -86,11 +88,34 @@ def outcome(fine: Fine, leaves: Leaves) -> Tensor:
 
 def squares(y: Tensor, target: Tensor) -> Tensor:
     """Return the squared error per coordinate of each sample, shape (B,), float64."""
-    return (y - target).double().square().flatten(1).mean(1)
+    return (y - target).double().square().flatten(1).mean(1).cpu()
 
 
-def by_stages(fine: Fine, member: Member, ridge: float) -> Member:
+class Probe(NamedTuple):
+    """In what a model can be differentiated: in the states, and in the times."""
+
+    states: bool
+    times: bool
+
+
+def probe(model: Counted, x: Tensor, t: float) -> Probe:
+    """Ask a model whether its answer has derivatives that are finite and, in the time, not 0 everywhere."""
+    with torch.enable_grad():
+        x = x[:2].detach().clone().requires_grad_()
+        at = torch.full((len(x),), t, dtype=torch.float64, requires_grad=True)
+        answer = model(x, at).answer
+        if not answer.requires_grad:
+            return Probe(False, False)
+        slopes = torch.autograd.grad(answer.square().sum(), (x, at), allow_unused=True)
+    fine = [slope is not None and bool(slope.isfinite().all() and slope.ne(0).any()) for slope in slopes]
+    return Probe(fine[0], fine[0] and fine[1])
+
+
+@torch.no_grad()
+def by_stages(fine: Fine, member: Member, ridge: float = 1e-3) -> tuple[Member, Tensor]:
     """Fit the weights row by row, so that each state comes as near as it can to the fine solution at its time.
+
+    Returns the member and its outcome's squared errors, shape (B,). It costs one run.
 
     The run goes on from the state reached, so later rows make up for what earlier ones have missed.
 
@@ -99,7 +124,7 @@ def by_stages(fine: Fine, member: Member, ridge: float) -> Member:
         member: the times and the weights to start from.
         ridge: the pull towards those weights, in units of the sums' own size.
     """
-    taus, weights, train = member.taus, member.weights.clone(), fine.train
+    taus, weights = member.taus, member.weights.clone()
     times = member.times
     kappas = (member.process.alpha(times) + member.process.sigma(times)).tolist()
     y, answers = fine.start, []
@@ -108,59 +133,67 @@ def by_stages(fine: Fine, member: Member, ridge: float) -> Member:
         answers.append(STRAIGHT.of(fine.model(kappas[node] * y, times[node])))
         here = min(node, len(taus) - 2)
         scale, step = float(taus[here + 1] - taus[here]), float(taus[onto] - taus[node])
-        chosen = member.free[i].nonzero().flatten().tolist()
-        if chosen:
-            apart = torch.stack([(answers[j] - answers[i])[train].flatten().double() for j in chosen])
-            fixed = y + step * answers[i]
-            for j in range(i):
-                if j not in chosen and weights[i, j] != 0:
-                    fixed = fixed + scale * float(weights[i, j]) * (answers[j] - answers[i])
-            gap = (fine.at(float(taus[onto])) - fixed)[train].flatten().double() / scale
-            gram, old = apart @ apart.T, weights[i, chosen]
-            pull = ridge * gram.diagonal().mean() * torch.eye(len(chosen), dtype=torch.float64)
-            weights[i, chosen] = old + torch.linalg.solve(gram + pull + 1e-300, apart @ gap - gram @ old)
-        total = step * answers[i]
+        weights[i] = _stage(
+            fine, member, i, answers, (fine.at(float(taus[onto])) - y - step * answers[i]) / scale, ridge
+        )
+        y = y + step * answers[i]
         for j in range(i):
             if weights[i, j] != 0:
-                total = total + scale * float(weights[i, j]) * (answers[j] - answers[i])
-        y = y + total
-    return dataclasses.replace(member, weights=weights)
+                y = y + scale * float(weights[i, j]) * (answers[j] - answers[i])
+    return dataclasses.replace(member, weights=weights), squares(y, fine.target)
 
 
-def descend(fine: Fine, member: Member, loss: Loss, seed: int, moving: bool = True) -> Iterator[tuple[Member, Tensor]]:
-    """Yield the start and every better member of a damped Gauss-Newton descent, each with the squared errors (B,).
+def _stage(fine: Fine, member: Member, i: int, answers: list[Tensor], wanted: Tensor, ridge: float) -> Tensor:
+    """Return row i of the weights, for the best sum of P[j] - P[i]."""
+    old = member.weights[i]
+    free = member.free[i].nonzero().flatten().tolist()
+    if not free:
+        return old
+    for j in (old.ne(0) & ~member.free[i]).nonzero().flatten().tolist():
+        wanted = wanted - float(old[j]) * (answers[j] - answers[i])
+    apart = torch.stack([(answers[j] - answers[i])[fine.train].flatten().double() for j in free])
+    gram, onto = (apart @ apart.T).cpu(), (apart @ wanted[fine.train].flatten().double()).cpu()
+    pull = (ridge * gram.diagonal().mean() + 1e-300) * torch.eye(len(free), dtype=torch.float64)
+    row = old.clone()
+    row[free] += torch.linalg.solve(gram + pull, onto - gram @ old[free])
+    return row
 
-    Nothing is yielded where a trial was rejected: the caller's budget tells when to stop.
+
+def descend(fine: Fine, member: Member, loss: Loss, probe: Probe, seed: int) -> Iterator[tuple[Member, Tensor]]:
+    """Yield the members tried by a damped Gauss-Newton descent, the start first, with their squared errors (B,).
+
+    Each costs one run. It ends where no step is small enough to gain; the caller's budget may end it before.
     """
     generator = torch.Generator().manual_seed(seed)
-    damping, best = 1e-2, None
-    trial = member
-    while True:
-        leaves = Leaves.of(trial, len(fine.start))
-        y = outcome(fine, leaves)
-        errors = squares(y.detach(), fine.target)
-        value = float(loss(errors[fine.train]))
-        if best is None or value < best:
-            best, member = value, trial
-            gradient, hessian = _normal(fine, leaves, y, loss, generator)
-            back = _jacobian(member, leaves, moving)
-            gradient, hessian = back.T @ gradient, back.T @ hessian @ back
-            damping = max(damping / 4, 1e-7)
-            yield member, errors
-        else:
-            damping *= 5
-            yield member, errors.new_full(errors.shape, torch.nan)
-        if damping > 1e6:
+    damping, best = 1e-2, math.inf
+    trial, normal = member, None
+    while damping < 1e8:
+        with torch.enable_grad():
+            leaves = Leaves.of(trial, len(fine.start))
+            y = outcome(fine, leaves)
+            errors = squares(y.detach(), fine.target)
+            value = float(loss(errors[fine.train]))
+            if value < best:
+                best, member, damping = value, trial, max(damping / 4, 1e-7)
+                normal = _pulled(_normal(fine, leaves, y, loss, generator), _jacobian(member, leaves, probe.times))
+            else:
+                damping *= 5
+            del leaves, y
+        yield trial, errors
+        if normal is None:
             return
-        del leaves, y
+        gradient, hessian = normal
         scale = hessian.diagonal()
         lifted = hessian + damping * torch.diag(scale + 1e-4 * scale.mean() + 1e-300)
-        trial = _moved(member, -torch.linalg.solve(lifted, gradient), moving)
+        trial = _moved(member, -torch.linalg.solve(lifted, gradient), probe.times)
 
 
-def _normal(
-    fine: Fine, leaves: Leaves, y: Tensor, loss: Loss, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _pulled(normal: tuple[Tensor, Tensor], back: Tensor) -> tuple[Tensor, Tensor]:
+    gradient, hessian = normal
+    return back.T @ gradient, back.T @ hessian @ back
+
+
+def _normal(fine: Fine, leaves: Leaves, y: Tensor, loss: Loss, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss in the leaves and a sketch of its Gauss-Newton matrix."""
     error = (y - fine.target).flatten(1)
     size, count = error.shape[1], len(fine.train)

@@ -161,28 +161,46 @@ class Plan(Value):
     def onwards(self, point: int) -> Plan:
         """Return the plan that starts from any state at one of the points: from noised data, for image to image.
 
-        Answers from before are not there; their weight goes to the oldest one that is.
+        What a later row looks back at is replaced by what the first answer says about it, as if the flow up to there
+        were a straight line in its x0 and eps. (A method is better traced again, on the rest of its grid.)
 
         Raises:
-            ValueError: there is no such point, or a later row needs a state from before.
+            ValueError: there is no such point, or a later row needs something from before that is no state of the flow.
         """
         self._check_inner(point)
         plan, cut = self.to(X0()), self.points[point]
         kept = {j: new for new, j in enumerate(plan.asks_within(cut, len(plan.rows)))}
+        first = next(iter(kept), -1)
         rows = [Row(plan.rows[cut].t)]
-        for row in plan.rows[cut + 1 :]:
-            if any(i < cut for i, _ in row.states):
+        for i, row in enumerate(plan.rows[cut + 1 :], start=cut + 1):
+            old = {k for k, _ in row.states if k < cut}
+            if (old - plan._flowing) or ((old or any(j < first for j, _ in row.answers)) and plan.asks[first][0] >= i):
                 raise ValueError(
-                    f"A run can start anew only where no state before it is needed later; at point {point} one is. "
-                    "Cut at another point, or use split, which carries what is needed."
+                    f"A run can start anew only where nothing but states of the flow and answers is looked back at; at "
+                    f"point {point} more is. Trace the method on the rest of its grid, or use split."
                 )
-            oldest = min((kept[j] for j, _ in row.answers if j in kept), default=0)
-            answers = ((kept.get(j, oldest), c) for j, c in row.answers)
-            states = tuple((i - cut, c) for i, c in row.states)
-            rows.append(dataclasses.replace(row, states=states, answers=collected(answers)))
+            states = [(k - cut, c) for k, c in row.states if k >= cut]
+            answers = [(kept.get(j, 0), c) for j, c in row.answers]
+            for k, c in row.states:
+                if k < cut:
+                    of_state, of_answer = plan._seen_from(first, k)
+                    states.append((plan.asks[first][0] - cut, c * of_state))
+                    answers.append((0, c * of_answer))
+            rows.append(dataclasses.replace(row, states=collected(states), answers=collected(answers)))
         asks = tuple((plan.asks[j][0] - cut, plan.asks[j][1]) for j in kept)
         points = tuple(i - cut for i in plan.points[point:])
         return dataclasses.replace(plan, rows=tuple(rows), asks=asks, points=points)
+
+    @property
+    def _flowing(self) -> set[int]:
+        """The states of the flow: those at the grid's times, and those asked about."""
+        return {*self.points, *(i for i, _ in self.asks)}
+
+    def _seen_from(self, j: int, k: int) -> tuple[float, float]:
+        """Return the factors of the state asked about in answer j, and of that answer as x0, that make up state k."""
+        process, (_, t), s = self.process, self.asks[j], self.rows[k].t
+        ratio = process.sigma(s) / process.sigma(t)
+        return float(ratio), float(process.alpha(s) - process.alpha(t) * ratio)
 
     def _check_inner(self, point: int) -> None:
         if not 0 < point < self.steps:

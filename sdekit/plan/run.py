@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -151,23 +152,28 @@ def _share(a: Tensor, b: Tensor) -> bool:
 
 
 class _Draws:
-    """The noises of a run, in the order of the table: draws(j)."""
+    """The noises of a run, in the order of the table, each kept until its last use: draws(j)."""
 
     def __init__(self, plan: Plan, model: Model, x: Tensor, noise: Noise) -> None:
-        self.plan = plan
+        self.draws = plan.draws
         self.of_step = noise.on(plan.equation.of(model), x) if plan.draws else None
+        self.uses = Counter(j for row in plan.rows for j, _ in row.noises)
         self.step = -1
         self.ready: dict[int, Tensor] = {}
 
     def __call__(self, j: int) -> Tensor:
-        step = self.plan.draws[j][0]
+        step = self.draws[j][0]
         if step != self.step:  # all of a step at once, for they are told apart by their order
-            draw: Draw = self.of_step(step)  # type: ignore[misc]
-            times = torch.float64
-            self.ready = {
-                i: draw(torch.tensor(t, dtype=times), torch.tensor(s, dtype=times))
-                for i, (k, t, s) in enumerate(self.plan.draws)
-                if k == step
-            }
-            self.step = step
-        return self.ready[j]
+            self.step, self.ready = step, self._made(step)
+        self.uses[j] -= 1
+        return self.ready[j] if self.uses[j] else self.ready.pop(j)
+
+    def _made(self, step: int) -> dict[int, Tensor]:
+        draw: Draw = self.of_step(step)  # type: ignore[misc]
+        made = {}
+        for j, (k, t, s) in enumerate(self.draws):
+            if k == step:
+                z = draw(torch.tensor(t, dtype=torch.float64), torch.tensor(s, dtype=torch.float64))
+                if self.uses[j]:
+                    made[j] = z
+        return made

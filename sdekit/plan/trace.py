@@ -40,7 +40,7 @@ def march(
         )
     past: tuple[Any, ...] = ()
     for k, (t, s) in enumerate(itertools.pairwise(times)):
-        if process.clean == float(s.detach()) < process.t_min:  # where no model can be asked: Tweedie's formula
+        if process.clean == float(s.detach()) < process.t_min and not solver.lands:  # Tweedie's formula
             x, seen = system(x, t).x0, None
         else:
             x, seen = solver.step(system, x, t, s, past, of_step(k))

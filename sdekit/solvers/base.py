@@ -31,6 +31,7 @@ class Solver(Value, ABC):
         starts: further network calls of the first step.
         memory: how many past steps are looked back at.
         solves: the kinds of equation it is made for.
+        lands: whether a step may go to the clean end, where sigma = 0. If not, it is replaced by x0_hat there.
     """
 
     order: int = 1
@@ -38,6 +39,11 @@ class Solver(Value, ABC):
     starts: int = 0
     memory: int = 0
     solves: ClassVar[tuple[type[Equation], ...]] = (ProbabilityFlow,)
+    lands: ClassVar[bool] = False
+
+    def calls(self, steps: int) -> int:
+        """Return the network calls of that many steps."""
+        return self.evals * steps + (self.starts if steps else 0)
 
     @abstractmethod
     def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Any, ...], noise: Draw) -> Step:

@@ -6,127 +6,74 @@ With h = lam_s - lam_t, r = e^{-h}, and the noise level eta, the linear part of 
                                    +  sigma_s sqrt(1 - r^{2 eta}) z
 
 and x0_hat is replaced by the polynomial in lam through its last values. Order 1 is DDIM (eta = 0) or DDPM (eta = 1).
+It is the path DATA in the clock lam; there are exponential integrators on other paths as well.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from sdekit.equation import Equation, ProbabilityFlow, ReverseSDE, System
 from sdekit.noise import Draw
-from sdekit.prediction import Prediction
 from sdekit.solvers.base import Solver, Step
+from sdekit.solvers.leg import Known, Leg, advance, combine, regular
+from sdekit.solvers.multistep import STAGES, Adams, OneStep, Start, climb
+from sdekit.solvers.path import DATA, Clock, InLam, Path
 
 
 @dataclass(frozen=True)
-class Exponential(Solver):
-    """The exponential multistep integrator on x0_hat with exact weights.
+class Exponential(Adams):
+    """The exponential multistep integrator on x0_hat with exact weights: `Multistep(DATA, InLam(), order)`.
 
-    The first step of order 3 is a one-step method of order 2, which costs one network call more; so on the probability
-    flow the order is reached globally (but for a start where alpha = 0, whose first step has order 1 and caps it at
-    2). On the reverse SDE the weak order is at most 2.
+    The first step of orders 3 and 4 is a one-step method of one order less, which costs order - 2 network calls more;
+    so on the probability flow the order is reached globally (but for a start where alpha = 0, whose first step has
+    order 1 and caps it at 2). On the reverse SDE the weak order is at most 2.
 
     Args:
-        order: 1, 2 or 3: how many values of x0_hat the polynomial passes through.
+        order: 1 to 4: how many values of x0_hat the polynomial passes through.
 
     Reference: Hochbruck & Ostermann 2010, section 2.5 (Adams); Lu et al. 2022 (arXiv 2211.01095), eq. 8-9;
         Zhang & Chen 2023 (arXiv 2204.13902), eq. 14-15; Gonzalez et al. 2023 (arXiv 2305.14267), eq. 9 for eta.
     """
 
     order: int = 2
+    path = DATA
+    clock = InLam()
+    start: ClassVar[Start] = OneStep()  # type: ignore[misc]
     solves: ClassVar[tuple[type[Equation], ...]] = (ProbabilityFlow, ReverseSDE)
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"Exponential has orders 1, 2 and 3; got {self.order!r}.")
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"Exponential has orders 1, 2, 3 and 4; got {self.order!r}.")
 
     @property
-    def memory(self) -> int:  # type: ignore[override]
-        """One prediction less than the order."""
-        return self.order - 1
+    def points(self) -> int:  # type: ignore[override]
+        """As many as the order."""
+        return self.order
 
-    @property
-    def starts(self) -> int:  # type: ignore[override]
-        """One more network call where the first step must be of order 2."""
-        return int(self.order > 2)
-
-    def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Prediction, ...], noise: Draw) -> Step:
-        now = system(x, t)
-        seen = (now, *past)
-        if self.starts and not past:
-            middle = (t + s) / 2
-            seen = (now, system(self._advance(system, x, (now,), middle), middle))
-        x = self._advance(system, x, seen, s)
-        if system.eta > 0:
-            x = x + self.spread(system, t, s) * noise(t, s)
-        return Step(x, now)
-
-    def _advance(self, system: System, x: Tensor, seen: tuple[Prediction, ...], s: Tensor) -> Tensor:
-        process, t = system.process, seen[0].t
-        x = process.sigma(s) / process.sigma(t) * self.keep(system, t, s) * x
-        for weight, prediction in zip(self.weights(system, [p.t for p in seen], s), seen, strict=False):
-            x = x + process.alpha(s) * weight * prediction.x0
-        return x
-
-    def keep(self, system: System, t: Tensor, s: Tensor) -> Tensor:
-        """Return the share of the predicted noise that is kept, r^eta."""
-        return system.process.decay(t, s) ** system.eta
-
-    def spread(self, system: System, t: Tensor, s: Tensor) -> Tensor:
-        """Return the standard deviation of the fresh noise, sigma_s sqrt(1 - keep^2)."""
-        return system.process.sigma(s) * (1 - self.keep(system, t, s) ** 2).clamp(min=0).sqrt()
+    def advance(self, system: System, x: Tensor, known: Known, s: Tensor) -> Tensor:
+        leg = regular(DATA, system, known[0].t, s)
+        if leg.path != DATA:
+            return combine(leg, x, known, [leg.total])
+        return combine(
+            leg, x, known, [leg.alpha_s * weight for weight in self.weights(system, [p.t for p in known], s)]
+        )
 
     def weights(self, system: System, times: list[Tensor], s: Tensor) -> list[Tensor]:
         """Return the weights of x0_hat at `times` (the step's own time first), which sum to 1 - r^{1 + eta}.
 
-        They are (1 + eta) times the integrals of e^{-(1 + eta)(lam_s - lam)} against the polynomial's basis, in
-        Newton's form: a node with lam = -inf (where alpha = 0) then drops out by itself.
+        They are (1 + eta) times the integrals of e^{-(1 + eta)(lam_s - lam)} against the polynomial's basis.
         """
-        process, kappa = system.process, 1 + system.eta
-        total = 1 - process.decay(times[0], s) * self.keep(system, times[0], s)
-        lams = [process.lam(t) for t in times]
-        h = process.lam(s) - lams[0]
-        if len(times) == 1 or not bool(torch.isfinite(h)):
-            return [total]
-        u = [lam - lams[0] for lam in lams]
-        moments = [total, *(_moment(k, kappa, h) for k in range(1, len(u)))]
-        return _newton_weights(u, moments)
+        leg = Leg(DATA, system, times[0], s)
+        return [gain / leg.alpha_s for gain in leg.gains(self.clock, times)]
 
 
 @dataclass(frozen=True)
-class TruncatedExponential(Exponential):
-    """DPM-Solver++ 2M: the second-order integrator with the paper's weights, which cut the series of the exact ones.
-
-        w_0 = (1 - r^{1 + eta}) (1 + h / 2 h_1),          w_1 = -(1 - r^{1 + eta}) h / 2 h_1
-
-    where h_1 is the step before.
-
-    Reference: Lu et al. 2022 (arXiv 2211.01095), algorithm 2, and appendix D for eta = 1.
-    """
-
-    def __post_init__(self) -> None:
-        if self.order != 2:
-            raise ValueError(
-                f"The truncated weights exist for order 2; got {self.order}. Use Exponential({self.order})."
-            )
-
-    def weights(self, system: System, times: list[Tensor], s: Tensor) -> list[Tensor]:
-        (total,) = super().weights(system, times[:1], s)
-        lams = [system.process.lam(t) for t in times]
-        h = system.process.lam(s) - lams[0]
-        if len(times) == 1 or not bool(torch.isfinite(h)):
-            return [total]
-        slope = h / (2 * (lams[0] - lams[1]))
-        return [total * (1 + slope), -total * slope]
-
-
-@dataclass(frozen=True)
-class Ancestral(Exponential):
+class Ancestral(Solver):
     """The first-order step that draws from the posterior q(x_s | x_t, x0_hat), with its variance scaled by eta:
 
         x_s = alpha_s x0_hat + sigma_s sqrt(1 - eta (1 - r^2)) eps_hat + sigma_s sqrt(eta (1 - r^2)) z
@@ -144,11 +91,16 @@ class Ancestral(Exponential):
         if self.order != 1:
             raise ValueError(f"The ancestral step has order 1; got {self.order}. Use Exponential({self.order}).")
 
-    def keep(self, system: System, t: Tensor, s: Tensor) -> Tensor:
-        return (1 - system.eta * (1 - system.process.decay(t, s) ** 2)).sqrt()
+    def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Any, ...], noise: Draw) -> Step:
+        process, now = system.process, system(x, t)
+        decay = process.decay(t, s)
+        keep = (1 - system.eta * (1 - decay**2)).sqrt()
+        x = process.sigma(s) / process.sigma(t) * keep * x + process.alpha(s) * (1 - decay * keep) * now.x0
+        return Step(x + self.spread(system, t, s) * noise(t, s) if system.eta > 0 else x)
 
     def spread(self, system: System, t: Tensor, s: Tensor) -> Tensor:
-        fresh = (1 - system.process.decay(t, s) ** 2).clamp(min=0)  # not 1 - keep^2, which cancels for a small eta
+        """Return the standard deviation of the fresh noise."""
+        fresh = (1 - system.process.decay(t, s) ** 2).clamp(min=0)
         return system.process.sigma(s) * (system.eta * fresh).sqrt()
 
 
@@ -166,27 +118,36 @@ class AncestralLarge(Ancestral):
         return math.sqrt(system.eta) * process.sigma(t) * (1 - process.decay(t, s) ** 2).clamp(min=0).sqrt()
 
 
-def _moment(k: int, kappa: float, h: Tensor) -> Tensor:
-    r"""Return kappa \int_0^h e^{-kappa (h - u)} u^k du = k! kappa h^{k+1} phi_{k+1}(-kappa h), to rounding."""
-    z = kappa * h
-    small = z.abs() < 1
-    series = sum((-z) ** j / math.factorial(j + k + 1) for j in range(18)) * math.factorial(k) * z * h**k
-    value = -torch.expm1(-z)
-    for j in range(1, k + 1):  # by parts; loses digits where z is small
-        value = h**j - j / kappa * value
-    return torch.where(small, series, value)
+@dataclass(frozen=True)
+class ExponentialRK(Solver):
+    """The exponential Runge-Kutta method of 1, 2, 3 or 5 stages for the orders 1 to 4, on any path and in any clock.
 
+    Every stage, and the step itself, integrates exactly the polynomial through one to three stages before it. On DATA
+    or NOISE in the clock lam the coefficients are phi functions; orders 2 and 3 are then those of the reference.
 
-def _newton_weights(u: list[Tensor], moments: list[Tensor]) -> list[Tensor]:
-    """Weights of the values at the nodes u (u[0] = 0), from the integrals `moments` of the powers of u."""
-    weights = [torch.zeros_like(u[0]) for _ in u]
-    basis = [torch.ones_like(u[0])]  # coefficients of prod_{i<k} (x - u_i), lowest power first
-    for k, node in enumerate(u):
-        integral = torch.stack([c * m for c, m in zip(basis, moments, strict=False)]).sum()
-        for j in range(k + 1):
-            gaps = [u[j] - u[i] for i in range(k + 1) if i != j]  # the divided difference's denominator
-            weights[j] = weights[j] + integral / math.prod(gaps, start=torch.ones_like(integral))
-        if k + 1 < len(u):
-            raised, lowered = [torch.zeros_like(node), *basis], [*basis, torch.zeros_like(node)]
-            basis = [up - node * low for up, low in zip(raised, lowered, strict=True)]
-    return weights
+    Args:
+        order: 1 to 4.
+        path: what is predicted, and the coordinates in which it is integrated.
+        clock: in what it is a polynomial, and where the stages lie.
+
+    Reference: Hochbruck & Ostermann 2010, section 2.3; 2005, section 5, where order 4 takes five stages as well.
+    """
+
+    order: int = 2
+    path: Path = DATA
+    clock: Clock = InLam()
+
+    def __post_init__(self) -> None:
+        if self.order not in STAGES:
+            raise ValueError(f"ExponentialRK has orders 1 to 4; got {self.order!r}.")
+
+    @property
+    def evals(self) -> int:  # type: ignore[override]
+        """One network call a stage."""
+        return len(STAGES[self.order])
+
+    def step(self, system: System, x: Tensor, t: Tensor, s: Tensor, past: tuple[Any, ...], noise: Draw) -> Step:
+        def go(known: Known, at: Tensor) -> Tensor:
+            return advance(self.path, self.clock, system, x, known, at)
+
+        return Step(climb(self.order, self.clock, go, system, system(x, t), s)[0])

@@ -1,0 +1,1 @@
+"""Benchmarks: what sdekit and other libraries reach, measured in one run."""
