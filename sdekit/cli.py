@@ -106,9 +106,9 @@ def _add_train(commands: Any) -> None:
 
 def _add_sample(commands: Any) -> None:
     command = _command(commands, "sample", _sample, "draw ten digits of each kind with one sampler, as a PNG")
-    command.add_argument("--method", dest="name", choices=METHODS, default="dpm++2m", help="the sampler")
+    command.add_argument("--method", dest="name", choices=METHODS, default="damped-adams", help="the sampler")
     command.add_argument("--steps", type=_count, default=20, help="steps of the grid")
-    command.add_argument("--grid", type=_grid, default="LogSNR", help="the grid's rule, which ends at clean data")
+    command.add_argument("--grid", type=_grid, default="Beta", help="the grid's rule, which ends at clean data")
     command.add_argument("--out", type=Path, default=RUNS / "samples.png", help="the PNG")
     _add_seed(command)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,20 @@ class ByNoise(Clock):
         return -process.lam(t) / 4
 
 
+class _Told(NamedTuple):
+    """What a network was told last: a run like the last one says it again. A network that writes into its time raises
+    the version.
+    """
+
+    key: Any
+    clock: Tensor
+    version: int
+    told: tuple[Tensor, ...]
+
+
+_TOLD: weakref.WeakKeyDictionary[Denoiser, _Told] = weakref.WeakKeyDictionary()
+
+
 class Denoiser(nn.Module):
     """A network as a model on a process.
 
@@ -96,7 +111,6 @@ class Denoiser(nn.Module):
         self.net = net
         self.process = process
         self.predicts = predicts
-        self._last: tuple[Any, Tensor, int, tuple[Tensor, ...]] | None = None
         self.clock = clock or (ByNoise() if isinstance(predicts, Preconditioned) else ByTime())
         ends = as_time([process.t_min, process.t_max])
         if not bool(self.clock(process, ends).isfinite().all()):
@@ -145,13 +159,14 @@ class Denoiser(nn.Module):
         kept = times.ndim == 1 and times.device.type == "cpu" and not times.requires_grad
         kept = kept and not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
         key = (self.process, self.clock, times.tolist(), batch, dtype, device) if kept else None
-        if kept and self._last is not None and self._last[0] == key and self._last[1]._version == self._last[2]:
-            return self._last[3]
+        last = _TOLD.get(self) if kept else None
+        if last is not None and last.key == key and last.clock._version == last.version:
+            return last.told
         coarse = dtype not in (torch.float32, torch.float64)  # a time in half precision would merge with its neighbours
         clock = self.clock(self.process, times).to(device, torch.float32 if coarse else dtype)
         told = clock.reshape(len(times), -1).expand(len(times), batch).unbind()
         if kept:
-            self._last = (key, clock, clock._version, told)  # a network that writes into its time raises the version
+            _TOLD[self] = _Told(key, clock, clock._version, told)
         return told
 
     def given(self, **condition: Any) -> Given:

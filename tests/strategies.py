@@ -37,7 +37,9 @@ from sdekit import (
     Velocity,
 )
 from sdekit._value import Value
+from sdekit.plan import Row
 from sdekit.prediction import Target
+from sdekit.solvers import Constant
 
 
 # fmt: off
@@ -154,14 +156,26 @@ def column(c: Tensor, x: Tensor) -> Tensor:
 
 
 FIELDS: dict[str, Any] = {
+    "a": number(-2, -0.1),
+    "answers": st.just(V()),
+    "asks": st.just(((0, 1.0),)),
     "at": st.just((1.0, 0.5, 0.25)),
+    "b": number(0.1, 2),
     "betas": st.lists(number(0.01, 0.5), min_size=2, max_size=5).map(tuple),
+    "draws": st.just(()),
     "equation": st.just(sdekit.ProbabilityFlow()),
     "grid": st.builds(sdekit.Karras, st.integers(1, 99), number(1, 9)),
+    "hi": number(0.6, 0.9),
+    "level": st.just(Constant(0.5)),
     "levels": st.integers(2, 256),
+    "lo": number(0.1, 0.5),
     "method": st.just(sdekit.DDIM),
+    "points": st.just((0, 1)),
+    "process": st.just(VP()),
+    "rows": st.just((Row(1.0), Row(0.5, ((0, 0.5),), ((0, 0.5),)))),
     "solver": st.sampled_from([sdekit.Euler(), sdekit.Exponential(3)]),
     "steps": st.integers(1, 99),
+    "t": number(0, 1),
 }
 """What the required fields of sdekit's values are drawn from; a value with a new one finds it here."""
 
@@ -188,5 +202,5 @@ def values() -> list[type[Value]]:
 def built(kind: type[Value]) -> SearchStrategy[Value]:
     """Draw a value of that class."""
     absent = dataclasses.MISSING
-    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is absent]
+    required = [f.name for f in dataclasses.fields(kind) if f.init and f.default is f.default_factory is absent]
     return st.builds(kind, **{name: FIELDS[name] for name in required})

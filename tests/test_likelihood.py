@@ -282,12 +282,12 @@ def test_probes_that_span_the_space_are_exact(integrator: Integrator) -> None:
 @pytest.mark.parametrize("integrator", [FixedGrid(RK4(), Angular(6)), Dopri5(1e-4, 1e-4)], ids=name)
 def test_hutchinson_is_unbiased_and_knows_its_error(probe: Probe, integrator: Integrator) -> None:
     model = mixture(VP())
-    x = draws(model, 12)
+    x = draws(model, 60)
     exact = log_likelihood(model, x, integrator)
     estimate = log_likelihood(model, x, integrator, Hutchinson(256, probe))
     z = (estimate.log_prob - exact.log_prob) / estimate.stderr
     assert float(z.abs().max()) < 4
-    assert 0.4 < float(z.square().mean()) < 2.5
+    assert 0.5 < float(z.square().mean()) < 1.8
     assert float(estimate.stderr.min()) > 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from sdekit import (
     HEUN,
     VP,
     Angular,
+    Beta,
     Denoised,
     Denoiser,
     Grid,
+    Landed,
     LogSNR,
     Method,
     Preconditioned,
@@ -28,23 +30,23 @@ from sdekit import (
 )
 from sdekit.data import Images, digits
 from sdekit.likelihood import Dequantization, Exact, FixedGrid, log_likelihood
-from sdekit.methods import METHODS, DPMpp2M
+from sdekit.methods import DAMPED_ADAMS, METHODS, DPMpp2M
 from sdekit.metrics import FrechetDistance, digit_features
 from sdekit.nets import MLP
 from sdekit.solvers import RK4
-from sdekit.study import Report, Study
+from sdekit.study import Report, Sampler, Study
 from sdekit.training import LogNormal, Objective, Recipe, Trainer, load
 
-SAMPLERS: dict[str, Method] = {
-    "DDPM": DDPM,
-    "DDIM": DDIM,
-    "Euler-Maruyama": METHODS["euler-maruyama"],
-    "Heun": HEUN,
-    "DPM-Solver++ 2M": DPMpp2M,
-    "Exponential 3": METHODS["exponential-3"],
+GRID = Denoised(LogSNR(20))
+SAMPLERS: dict[str, Sampler] = {
+    "DDPM": Sampler(DDPM, GRID),
+    "DDIM": Sampler(DDIM, GRID),
+    "Euler-Maruyama": Sampler(METHODS["euler-maruyama"], GRID),
+    "Heun": Sampler(HEUN, GRID),
+    "DPM-Solver++ 2M": Sampler(DPMpp2M, GRID),
+    "the default": Sampler(DAMPED_ADAMS, Landed(Beta(20))),
 }
 LEVELS = Dequantization(levels=17)
-GRID = Denoised(LogSNR(20))
 
 
 def train(
@@ -83,7 +85,11 @@ def train(
 
 
 def draw(
-    model: Denoiser, method: Method = DPMpp2M, grid: Grid = GRID, labels: Tensor | None = None, seed: int = 0
+    model: Denoiser,
+    method: Method = DAMPED_ADAMS,
+    grid: Grid = Landed(Beta(20)),
+    labels: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Draw a digit for each label (by default ten of each kind, class by class), rounded to the levels of the data."""
     labels = torch.arange(10).repeat_interleave(10) if labels is None else labels
@@ -122,7 +128,7 @@ def likelihoods(model: Denoiser, count: int = 100, seed: int = 0) -> Likelihoods
 def study(
     model: Denoiser,
     path: Path,
-    methods: dict[str, Method] = SAMPLERS,
+    methods: Mapping[str, Method | Sampler] = SAMPLERS,
     budgets: tuple[int, ...] = (5, 10, 20, 50),
     seeds: tuple[int, ...] = (0, 1, 2),
 ) -> Report:

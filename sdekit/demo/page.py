@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from sdekit.data import digits
-from sdekit.demo.digits import GRID, SAMPLERS, Likelihoods, draw, likelihoods, study, train
+from sdekit.demo.digits import SAMPLERS, Likelihoods, draw, likelihoods, study, train
 from sdekit.demo.pictures import picture
-from sdekit.study import Report, Sampler
+from sdekit.study import Report
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>sdekit: digits</title><style>
@@ -53,9 +53,9 @@ def demo(
     """
     model = train(folder / "digits.safetensors", steps)
     panels = {"real (test)": _by_class()}
-    for name, method in SAMPLERS.items():
-        sampler = Sampler(method, GRID).within(20, model)
-        panels[f"{name}, NFE {sampler.nfe(model)}"] = draw(model, method, sampler.grid)
+    for name, chosen in SAMPLERS.items():
+        sampler = chosen.within(20, model)
+        panels[f"{name}, NFE {sampler.nfe(model)}"] = draw(model, sampler.method, sampler.grid)
     picture(panels, folder / "samples.png")
     report = study(model, folder / "study.jsonl", SAMPLERS, budgets, seeds)
     report.plot(folder / "study.png")

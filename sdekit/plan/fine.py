@@ -84,6 +84,12 @@ class Fine:
         ends = (1 + 2 * u) * (1 - u) ** 2 * self.states[k - 1] + u**2 * (3 - 2 * u) * self.states[k]
         return ends + h * (u * (1 - u) ** 2 * self.slopes[k - 1] - u**2 * (1 - u) * self.slopes[k])
 
+    def slope(self, tau: float) -> Tensor:
+        """Return P at tau, by the line between the values around it."""
+        k = int(torch.searchsorted(-self.taus, -tau).clamp(1, len(self.taus) - 1))
+        a, b = float(self.taus[k - 1]), float(self.taus[k])
+        return torch.lerp(self.slopes[k - 1], self.slopes[k], (tau - a) / (b - a))
+
 
 @torch.no_grad()
 def solved(model: Counted, x: Tensor, ends: tuple[float, float], train: Tensor) -> Fine:

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from sdekit._broadcast import like
-from sdekit.plan.family import Member, time_of
+from sdekit.plan.family import Member, tau_of, time_of
 from sdekit.plan.fine import Counted, Fine
 from sdekit.solvers.path import STRAIGHT
 
 SKETCHES = 2
 """The random directions in which the outcome is differentiated for a Gauss-Newton step; its gradient is exact."""
+
+
+PATH = 0.1
+"""The weight of the states before the outcome, which keeps starts near a border between modes on their side of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +76,31 @@ def pairs_of(member: Member) -> tuple[tuple[int, int], ...]:
     return tuple((int(i), int(j)) for i, j in used.nonzero())
 
 
-def outcome(fine: Fine, leaves: Leaves) -> Tensor:
-    """Run a sampler on its leaves and return the last y, differentiable in them."""
+def states(fine: Fine, leaves: Leaves) -> list[Tensor]:
+    """Run a sampler on its leaves; return y where it asked and at the end, differentiable in them."""
     process, y = fine.model.process, fine.start
     kappas = process.alpha(leaves.times) + process.sigma(leaves.times)
     rows: dict[int, list[tuple[int, Tensor]]] = {}
     for (i, j), term in zip(leaves.pairs, leaves.terms, strict=True):
         rows.setdefault(i, []).append((j, term))
     answers: list[Tensor] = []
+    made = [y]
     for i in range(len(leaves.times)):
         answers.append(STRAIGHT.of(fine.model(like(kappas[i], y) * y, leaves.times[i])))
         y = sum((like(term, y) * answers[j] for j, term in rows[i]), start=y)
-    return y
+        made.append(y)
+    return made
+
+
+def residual(fine: Fine, leaves: Leaves, made: list[Tensor]) -> Tensor:
+    """Return the errors of the outcome and, `PATH` times, of the states before it: shape (B, numbers)."""
+    taus = tau_of(fine.model.process, leaves.times)
+    parts = [(made[-1] - fine.target).flatten(1)]
+    for tau, y in zip(taus[1:], made[1:-1], strict=True):
+        at = float(tau[0].detach())
+        exact = fine.at(at) + like(tau - at, y) * fine.slope(at)  # to first order, since the times move
+        parts.append((PATH / (len(taus) - 1) ** 0.5) * (y - exact).flatten(1))
+    return torch.cat(parts, 1)
 
 
 def squares(y: Tensor, target: Tensor) -> Tensor:
@@ -170,15 +187,18 @@ def descend(fine: Fine, member: Member, loss: Loss, probe: Probe, seed: int) -> 
     while damping < 1e8:
         with torch.enable_grad():
             leaves = Leaves.of(trial, len(fine.start))
-            y = outcome(fine, leaves)
-            errors = squares(y.detach(), fine.target)
-            value = float(loss(errors[fine.train]))
+            made = states(fine, leaves)
+            errors, error = squares(made[-1].detach(), fine.target), residual(fine, leaves, made)
+            total = error.detach().double().square().sum(1).cpu() / made[0][0].numel()
+            value = float(loss(total[fine.train]))
             if value < best:
                 best, member, damping = value, trial, max(damping / 4, 1e-7)
-                normal = _pulled(_normal(fine, leaves, y, loss, generator), _jacobian(member, leaves, probe.times))
+                weights = torch.zeros_like(total)
+                weights[fine.train] = loss.weight(total[fine.train]) / len(fine.train)
+                normal = _pulled(_normal(leaves, error, weights, generator), _jacobian(member, leaves, probe.times))
             else:
                 damping *= 5
-            del leaves, y
+            del leaves, made, error
         yield trial, errors
         if normal is None:
             return
@@ -193,28 +213,25 @@ def _pulled(normal: tuple[Tensor, Tensor], back: Tensor) -> tuple[Tensor, Tensor
     return back.T @ gradient, back.T @ hessian @ back
 
 
-def _normal(fine: Fine, leaves: Leaves, y: Tensor, loss: Loss, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the loss in the leaves and a sketch of its Gauss-Newton matrix."""
-    error = (y - fine.target).flatten(1)
-    size, count = error.shape[1], len(fine.train)
-    weights = torch.zeros(len(y), dtype=torch.float64)
-    weights[fine.train] = loss.weight(squares(y.detach(), fine.target)[fine.train])
-    if size <= SKETCHES:
-        directions = torch.eye(size, dtype=error.dtype)[:, None].expand(-1, len(y), -1)
-    else:
-        shape = SKETCHES, len(y), size
-        directions = torch.randint(0, 2, shape, generator=generator).to(error) * 2 - 1
-        directions = directions * (1 / SKETCHES**0.5)
-    passes = [error.detach() * weights[:, None].to(error), *directions]
+def _normal(leaves: Leaves, error: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the weighted sum of squared errors in the leaves, and a sketch of its Gauss-Newton matrix.
+
+    Args:
+        leaves: where the derivatives are taken.
+        error: the errors, shape (B, numbers).
+        weights: the samples' weights, shape (B,).
+        generator: of the sketch.
+    """
+    signs = torch.randint(0, 2, (SKETCHES, *error.shape), generator=generator).to(error) * 2 - 1
+    passes = [error.detach() * weights[:, None].to(error), *(signs * (1 / SKETCHES**0.5))]
     slopes = []
     for k, direction in enumerate(passes):
         parts = torch.autograd.grad(
             error, (leaves.times, leaves.terms), direction, retain_graph=k + 1 < len(passes), allow_unused=True
         )
         slopes.append(torch.cat(parts).detach().double())
-    gradient = slopes[0].sum(1) * (2 / size / count)
     rows = torch.cat([slope * weights.sqrt() for slope in slopes[1:]], 1)
-    return gradient, rows @ rows.T * (2 / size / count)
+    return slopes[0].sum(1), rows @ rows.T
 
 
 def _numbers(member: Member, moving: bool) -> Tensor:

@@ -81,17 +81,20 @@ def law(plan: Plan, data: Gaussian, start: Law | None = None) -> Law:
     start = start or noise(data, plan.rows[0].t)
     answers_at = [_answer(data, plan, t) for _, t in plan.asks]
     # each state's factors of: the data's mean, the noise it started from, and every noise drawn
-    blank = torch.zeros(2 + len(plan.draws), len(start.shift), dtype=torch.float64)
-    states, answers, unit = [blank.clone()], [blank] * len(plan.asks), torch.eye(len(blank), dtype=torch.float64)
-    states[0][0], states[0][1] = start.shift, start.variance.sqrt()
+    first = torch.zeros(2 + len(plan.draws), len(start.shift), dtype=torch.float64)
+    first[0], first[1] = start.shift, start.variance.sqrt()
+    states, answers = [first], [first] * len(plan.asks)
     for i, row in enumerate(plan.rows):
         if i:
             parts = [(states[k], c) for k, c in row.states] + [(answers[j], c) for j, c in row.answers]
-            parts += [(unit[2 + j, :, None], c) for j, c in row.noises]
-            states.append(sum((c * part for part, c in parts), start=blank))
+            state = sum((c * part for part, c in parts[1:]), start=parts[0][1] * parts[0][0]) if parts else 0 * first
+            for j, c in row.noises:
+                state[2 + j] += c
+            states.append(state)
         for j in plan.asks_within(i, i + 1):
             slope, offset = answers_at[j]
-            answers[j] = slope * states[i] + offset * unit[0, :, None]
+            answers[j] = slope * states[i]
+            answers[j][0] += offset
     outcome = states[plan.points[-1]]
     return dataclasses.replace(start, shift=outcome[0], variance=outcome[1:].square().sum(0))
 

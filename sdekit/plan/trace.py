@@ -146,7 +146,11 @@ class _Table:
             self.keep([getattr(seen, field.name) for field in dataclasses.fields(seen)], t)
 
     def _check(self, x: Form, t: Tensor) -> None:
-        bad = [symbol for symbol, c in x.terms.items() if not math.isfinite(c)]
+        bad = [
+            symbol
+            for symbol, c in x.terms.items()
+            if not math.isfinite(float(c.detach() if isinstance(c, Tensor) else c))
+        ]
         if bad:
             names = ", ".join({"x": "X", "f": "D", "z": "Z"}[kind] + str(i) for kind, i in bad)
             raise ValueError(
