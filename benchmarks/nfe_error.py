@@ -1,6 +1,7 @@
 """Error against network calls: sdekit's samplers, diffusers' and the literature's formulas, on problems solved exactly.
 
     python -m benchmarks.nfe_error --problems ring8 digits64 --out benchmarks/results/nfe_error.jsonl
+    python -m benchmarks.nfe_error --again                  # sdekit anew, beside the peers of the last run
     python -m benchmarks.nfe_error --table benchmarks/results/nfe_error.jsonl
 
 A cell is a problem, a process and a budget of network calls. Its figure is the root mean square, per coordinate, of the
@@ -15,7 +16,7 @@ import inspect
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,9 @@ class Case:
         return float(each.mean().sqrt()), float(each.median().sqrt())
 
 
+Runs = Callable[[Case, int], Iterator[tuple[str, str, str, Tensor, bool]]]
+
+
 def common_grids(process: Process, steps: int) -> dict[str, Grid | list[float]]:
     """Return the grids that every sampler is run on; `quad` is the root of time, on VE that of VP at equal noise."""
     grids: dict[str, Any] = {"logsnr": LogSNR(steps), "karras": Karras(steps)}
@@ -137,11 +141,11 @@ def _run(
     yield "sdekit", name, label, point.x if clean else point.x / case.process.alpha(times[-1]), clean
 
 
-def measure(name: str, process: str, budgets: tuple[int, ...]) -> Iterator[Found]:
+def measure(name: str, process: str, budgets: tuple[int, ...], libraries: tuple[Runs, ...]) -> Iterator[Found]:
     """Yield what every sampler reaches on a problem and a process; a run over budget yields nothing."""
     case = Case(PROBLEMS[name], PROCESSES[process])
     for budget in budgets:
-        for runs in (of_peers, of_sdekit):
+        for runs in libraries:
             case.calls = 0
             for library, sampler, grid, end, clean in runs(case, budget):
                 if case.calls <= budget:
@@ -198,17 +202,29 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "nfe_error.jsonl")
+    parser.add_argument("--again", action="store_true", help="keep the peers' rows of the file, measure sdekit only")
     parser.add_argument("--table", type=Path, help="print the table of this file and measure nothing")
     options = parser.parse_args()
     if options.table is None:
+        cells = [(name, process) for name in options.problems for process in options.processes]
+        kept: list[Found] = []
+        if options.again:
+            kept = [row for row in read(options.out) if row.library != "sdekit"]
+            cells = list(dict.fromkeys((row.problem, row.process) for row in kept))
         options.out.parent.mkdir(parents=True, exist_ok=True)
+        libraries: tuple[Runs, ...] = (of_sdekit,) if options.again else (of_peers, of_sdekit)
         with torch.no_grad(), options.out.open("w") as file:
-            for name in options.problems:
-                for process in options.processes:
-                    for found in measure(name, process, tuple(options.budgets)):
-                        file.write(json.dumps(found._asdict()) + "\n")
-    lines = (options.table or options.out).read_text().splitlines()
-    print(table([Found(**json.loads(line)) for line in lines]))
+            for row in kept:
+                file.write(json.dumps(row._asdict()) + "\n")
+            for name, process in cells:
+                for found in measure(name, process, tuple(options.budgets), libraries):
+                    file.write(json.dumps(found._asdict()) + "\n")
+    print(table(read(options.table or options.out)))
+
+
+def read(path: Path) -> list[Found]:
+    """Return the rows of a file."""
+    return [Found(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 if __name__ == "__main__":
