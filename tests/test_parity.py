@@ -291,3 +291,20 @@ def test_flow_matching(shift: float, steps: int) -> None:
     grid = Times((*(shift * t / (1 + (shift - 1) * t)).tolist(), 0.0))
     assert distance(solve(model, normal(4, 3), EULER, grid).x, end) < TOLERANCE
     assert model.net.seen == pytest.approx(seen, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_flow_matching_by_heun(shift: float, steps: int) -> None:
+    """From sigma = 1 to 0.001 by Heun's steps, and then to 0 by an Euler step, which is the clean end's."""
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    end, seen = theirs(scheduler, normal(4, 3))
+    t = torch.linspace(scheduler.sigma_max, scheduler.sigma_min, steps, dtype=torch.float64)
+    times = (shift * t / (1 + (shift - 1) * t)).tolist()
+    process = RectifiedFlow(t_min=times[-1], t_max=1.0)
+    model = Denoiser(Net(), process, predicts=Velocity(), clock=ByTime(1000))
+    run = solve(model, normal(4, 3), HEUN, Times((*times, 0.0)))
+    assert distance(run.x, end) < TOLERANCE
+    assert model.net.seen == pytest.approx(seen, rel=1e-6)
+    assert run.nfe == 2 * steps - 1
