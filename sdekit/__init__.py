@@ -34,6 +34,7 @@ from sdekit.methods import (
 )
 from sdekit.noise import BrownianPath, Keyed
 from sdekit.oracle import Empirical, Gaussian, GaussianMixture
+from sdekit.plan import Plan, law, trace, tune
 from sdekit.prediction import X0, Eps, Model, Preconditioned, Prediction, Score, Target, V, Velocity
 from sdekit.process import EDM, VE, VP, Cosine, Discrete, FromDrift, Process, RectifiedFlow, SubVP, TrigFlow
 from sdekit.sample import Solution, encode, sample, solve, trajectory
@@ -88,6 +89,7 @@ __all__ = [
     "LogSNR",
     "Method",
     "Model",
+    "Plan",
     "Preconditioned",
     "Prediction",
     "ProbabilityFlow",
@@ -111,10 +113,13 @@ __all__ = [
     "Velocity",
     "bits_per_dim",
     "encode",
+    "law",
     "log_likelihood",
     "method",
     "sample",
     "solve",
+    "trace",
     "trajectory",
+    "tune",
 ]
 __version__ = "0.1.0"
