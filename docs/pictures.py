@@ -75,6 +75,7 @@ def heat_map(plan: Plan, path: Path) -> None:
 
 
 def main() -> None:
+    """Draw both."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "images")
     folder.mkdir(parents=True, exist_ok=True)
     trajectories(folder / "trajectories.png")
