@@ -1,6 +1,6 @@
 """What a step costs beyond the network: sdekit's plans, a loop written by hand, and diffusers' schedulers, in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py
+    OMP_NUM_THREADS=1 python -m benchmarks.overhead
 
 The network returns a constant tensor, so all that is left is the sampler. Microseconds of CPU time per step, one
 thread, float32, as the slope between 20 and 120 steps; rounds are interleaved, and a ratio is the median over rounds
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdekit import DDIM, HEUN, VP, X0, Denoiser, DPMpp2M, Eps, LogSNR, Method, ProbabilityFlow
 from sdekit.plan import run, trace
-from sdekit.solvers.unipc import UniPC
+from sdekit.solvers import UniPC
 
 SHAPES = [(1, 4, 64, 64), (16, 3, 32, 32), (256, 2), (64, 3072)]
 FEW, MANY, ROUNDS = 20, 120, 11

@@ -79,7 +79,7 @@ def measure(name: str, label: str, budgets: list[int]) -> Iterator[Found]:
     fitting = time.perf_counter() - began
     for nfe in budgets:
         chosen = Sampler(known["method"].default, known["grid"].default).within(nfe, model)
-        plan = trace(chosen.method, process, chosen.grid, V())
+        plan = trace(chosen.method, process, chosen.grid.suited(x.shape[1:]), V())
         yield Found(name, label, nfe, "default", *errors(plan), 0, 0.0)
         for kind, on, before in (("mixture", mixture, fitting), ("model", model, 0.0)):
             began = time.perf_counter()

@@ -1,10 +1,12 @@
 """Draw the pictures of the documentation: python docs/pictures.py [folder]
 
-trajectories.png: what samplers do to the same noise in the plane; plan.png: the table of a sampler.
+trajectories.png: what samplers do to the same noise in the plane; plan.png: a table; nfe_error.png: error
+against network calls, from benchmarks/results/.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from sdekit import DDIM, DDPM, RectifiedFlow, Uniform, trajectory
+from sdekit import DDIM, DDPM, VP, LogSNR, Method, ProbabilityFlow, RectifiedFlow, Uniform, trajectory
 from sdekit.plan import Plan, trace
-from sdekit.solvers.unipc import UniPC
+from sdekit.solvers import UniPC
 from sdekit.study import exact_flow
 from sdekit.study.order import ring
 
@@ -74,13 +76,42 @@ def heat_map(plan: Plan, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def nfe_error(rows: Path, path: Path) -> None:
+    """Draw error against network calls on three problems: the default, known samplers, and the best of all others."""
+    shown = {
+        ("default", "default"): "sdekit's default",
+        ("UniPC-3", "quad"): "UniPC-3, quadratic (diffusers)",
+        ("DPMSolverMultistep-2", "karras"): "DPM-Solver++ 2M, Karras (diffusers)",
+        ("Heun", "karras"): "Heun, Karras (diffusers)",
+    }
+    found = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    problems = [("grid25", "vp"), ("digits64", "rf"), ("lowrank3072", "cosine")]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
+    for axis, cell in zip(axes, problems, strict=True):
+        here = [row for row in found if (row["problem"], row["process"]) == cell]
+        for key, label in shown.items():
+            line = sorted((row["nfe"], row["rmse"]) for row in here if (row["sampler"], row["grid"]) == key)
+            axis.plot(*zip(*line, strict=True), marker="o", markersize=4, label=label)
+        peers = [row for row in here if row["library"] != "sdekit"]
+        calls = sorted({row["nfe"] for row in peers})
+        best = [min(row["rmse"] for row in peers if row["nfe"] == nfe) for nfe in calls]
+        axis.plot(calls, best, "k--", linewidth=1, label="the best of 148 others, cell by cell")
+        axis.set(xscale="log", yscale="log", xlabel="network calls", title=f"{cell[0]}, {cell[1]}")
+        axis.set_xticks(calls, [str(nfe) for nfe in calls])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("root mean square error")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Draw both."""
+    """Draw all."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "images")
     folder.mkdir(parents=True, exist_ok=True)
     trajectories(folder / "trajectories.png")
-    from sdekit import VP, LogSNR, Method, ProbabilityFlow
-
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    nfe_error(results / "nfe_error.jsonl", folder / "nfe_error.png")
     heat_map(trace(Method(ProbabilityFlow(), UniPC()), VP(), LogSNR(8)), folder / "plan.png")
 
 

@@ -56,6 +56,7 @@ def run(plan: Plan, model: Model, x: Tensor | Carry, noise: Noise | None = None)
     if not torch.compiler.is_compiling() and not bool(outcome.sum().isfinite()) and not bool(outcome.isfinite().all()):
         for _ in walk(plan, model, x, noise):  # the same again, looked at state by state
             pass
+        Health(outcome).check(outcome, f"step {plan.steps} of {plan.steps}", plan.times[-1])
     return outcome
 
 
