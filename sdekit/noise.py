@@ -23,7 +23,7 @@ from sdekit._value import Value
 from sdekit.equation import ProbabilityFlow, System
 
 Draw: TypeAlias = Callable[[Time, Time], Tensor]
-"""noise(t, s): standard normal noise of the state's shape, for the interval from t to s.
+"""Called as noise(t, s), it returns standard normal noise of the state's shape for the interval from t to s.
 
 It is the Brownian motion's increment over its standard deviation. Asked for the same interval again within a step, it
 tells more of the path: sqrt(12/h^3) times the area between the path and its chord, h being the interval's length in the
