@@ -70,7 +70,7 @@ class Plan(Value):
 
     @property
     def memory(self) -> int:
-        """How many tensors of the state's shape a run holds at once, at most: states, answers, the sum being made."""
+        """How many states, answers and new sums a run holds at once, at most; a step's noise comes on top."""
         return memory(self.schedule)
 
     @property

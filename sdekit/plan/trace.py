@@ -54,7 +54,8 @@ def trace(method: Method, process: Process, grid: Grid | Tensor, answers: Target
     Args:
         method: the equation and the solver.
         process: the forward process.
-        grid: where the steps fall; or their times themselves, float64, in which the table is then differentiable.
+        grid: where the steps fall; or their times themselves, float64, in which the table is then differentiable. A
+            rule that depends on the data's dimension, as `Beta`, wants `grid.suited(shape)`, which `sample` does.
         answers: in what the table takes the model's answers. V() is finite everywhere, X0() is easiest to read.
 
     Raises:
