@@ -338,7 +338,7 @@ def test_weak_order(process: Process, path: Path, eta: float) -> None:
     for points in (1, 2):
         method = Method(ReverseSDE(eta), Multistep(path, InLam(), points))
         order = measured_order((40, 80), [worst_law(model, method, LogSNR(n)) for n in (40, 80)])
-        assert order > points - 0.15
+        assert order > points - 0.2
 
 
 @pytest.mark.parametrize("path", [DATA, NOISE, Turn(0.5)], ids=str)

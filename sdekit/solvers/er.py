@@ -65,7 +65,7 @@ class ER(Solver):
         process, t = system.process, known[0].t
         whole = total(system, t, s)
         u = [(-process.lam(p.t)).exp() for p in known]
-        fits = [bool(a.isfinite() and a < b and b.isfinite()) for a, b in itertools.pairwise(u)]
+        fits = [bool(a.isfinite() and a != b and b.isfinite()) for a, b in itertools.pairwise(u)]
         if not (fits and fits[0] and bool(process.lam(s).isfinite()) and bool(t != s)):
             return [whole]
         first, second = integrals(system, t, s, lambda lam: ((a := (-lam).exp() - u[0]), a**2 / 2))
