@@ -128,7 +128,7 @@ class Denoiser(nn.Module):
         t = self.process.check(t)
         like(t, x)  # a time per sample must fit the batch
         ((ask, at),) = self.asks(t[None], x, **condition)
-        return Prediction(self.process, x, t, _like_state(ask(x, at), x), self.predicts)
+        return Prediction(self.process, x, t, like_state(ask(x, at), x), self.predicts)
 
     def asks(self, times: Tensor, x: Tensor, /, **condition: Any) -> list[Ask]:
         """Prepare the network for many times: all that depends neither on the state nor on what was answered before.
@@ -150,7 +150,7 @@ class Denoiser(nn.Module):
 
         def ask(x: Tensor, at: tuple[Tensor, Tensor | float]) -> Tensor:
             time, scale = at
-            return _like_state(self.net((x * scale).to(dtype), time, **condition), x)
+            return like_state(self.net((x * scale).to(dtype), time, **condition), x)
 
         return [(ask, (time, like(scale, x))) for time, scale in zip(clocks, factors, strict=True)]
 
@@ -209,7 +209,8 @@ class Given(nn.Module):
         return self.model.predicts
 
 
-def _like_state(answer: Tensor, x: Tensor) -> Tensor:
+def like_state(answer: Tensor, x: Tensor) -> Tensor:
+    """Return a network's answer about the states `x` in their dtype; raise ValueError if it has another shape."""
     if answer.shape != x.shape:
         raise ValueError(
             f"The network must return the shape of its input, {tuple(x.shape)}; it returned "

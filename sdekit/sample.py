@@ -13,7 +13,7 @@ from sdekit.grid import Beta, Grid, Landed, Reversed, Times
 from sdekit.methods import DAMPED_ADAMS, Method
 from sdekit.noise import Keyed, Noise
 from sdekit.plan import NonlinearError, Plan, march, run, trace, walk
-from sdekit.plan.health import Health
+from sdekit.plan.health import Health, check_batch
 from sdekit.prediction import Model, Target, V
 
 
@@ -56,8 +56,7 @@ def _by_rows(model: Model, x: Tensor, plan: Plan, noise: Noise | None) -> Iterat
 
 def _by_steps(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | None) -> Iterator[Solution]:
     system, times = method.equation.of(model), grid(model.process)
-    if x.ndim < 1 or not x.is_floating_point():
-        raise ValueError(f"x must be a batch (B, ...) of floating-point states; got {x.dtype}, shape {tuple(x.shape)}.")
+    check_batch(x)
     health = Health(x)
     health.check(x, "start", float(times[0]))
     yield Solution(x, float(times[0]), 0)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from sdekit import (
     Cosine,
     Method,
     Prediction,
+    ProbabilityFlow,
     Process,
     RectifiedFlow,
     Solver,
     SubVP,
     V,
+    solve,
     trajectory,
 )
 from sdekit.equation import System
@@ -195,3 +198,24 @@ def measured_order(steps: tuple[int, ...], errors: list[float]) -> float:
 def rms(x: Tensor) -> float:
     """Return the root of the mean square."""
     return float(x.square().mean().sqrt())
+
+
+def flow(solver: Solver) -> Method:
+    """Return the solver on the probability flow."""
+    return Method(ProbabilityFlow(), solver)
+
+
+@cache
+def known(process: Process, t: float, s: float) -> tuple[Mixture, Tensor, Tensor]:
+    """Return a model, states at t, and where the exact flow takes them at s."""
+    model = ring(process)
+    x = model.noisy(8, t)
+    return model, x, model.flow(x, t, s)
+
+
+def order_of(process: Process, solver: Solver, grids: list[Grid]) -> float:
+    """Return the order of a solver on the ring, from runs on grids with common ends."""
+    times = [grid(process) for grid in grids]
+    model, x, end = known(process, float(times[0][0]), float(times[0][-1]))
+    errors = [rms(solve(model, x, flow(solver), grid).x - end) for grid in grids]
+    return measured_order(tuple(len(t) - 1 for t in times), errors)

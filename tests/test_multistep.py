@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from exact import PROCESSES, Mixture, gaussian, law, marginal, measured_order, name, normal, ring, rms, worst_law
+from exact import (
+    PROCESSES,
+    flow,
+    gaussian,
+    law,
+    marginal,
+    measured_order,
+    name,
+    normal,
+    order_of,
+    ring,
+    rms,
+    worst_law,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -84,24 +96,6 @@ SETTLED = [  # within the tolerance of their order from 100 steps on; the others
 ]
 on_every_process = pytest.mark.parametrize("process", PROCESSES, ids=name)
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=str)
-
-
-def flow(solver: Solver) -> Method:
-    return Method(ProbabilityFlow(), solver)
-
-
-@cache
-def known(process: Process, t: float, s: float) -> tuple[Mixture, Tensor, Tensor]:
-    model = ring(process)
-    x = model.noisy(8, t)
-    return model, x, model.flow(x, t, s)
-
-
-def order_of(process: Process, solver: Solver, grids: list[Grid]) -> float:
-    times = [grid(process) for grid in grids]
-    model, x, end = known(process, float(times[0][0]), float(times[0][-1]))
-    errors = [rms(solve(model, x, flow(solver), grid).x - end) for grid in grids]
-    return measured_order(tuple(len(t) - 1 for t in times), errors)
 
 
 def agree(a: Method, b: Method, process: Process, grid: Grid, tolerance: float = 1e-12) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
-from exact import PROCESSES, Mixture, gaussian, measured_order, name, normal, ring, rms
-from torch import Tensor
+from exact import PROCESSES, flow, gaussian, measured_order, name, normal, order_of, ring, rms
 
 from sdekit import (
     EDM,
     RK4,
     VP,
-    Grid,
     Heun,
     LogSNR,
-    Method,
-    ProbabilityFlow,
     Process,
     RectifiedFlow,
     Solver,
@@ -53,24 +47,6 @@ CLOCKS: list[tuple[Path, Clock]] = [
 ]
 on_every_process = pytest.mark.parametrize("process", PROCESSES, ids=name)
 both_ways = pytest.mark.parametrize("kind", [lambda g: g, Reversed], ids=["sampling", "encoding"])
-
-
-def flow(solver: Solver) -> Method:
-    return Method(ProbabilityFlow(), solver)
-
-
-@cache
-def known(process: Process, t: float, s: float) -> tuple[Mixture, Tensor, Tensor]:
-    model = ring(process)
-    x = model.noisy(8, t)
-    return model, x, model.flow(x, t, s)
-
-
-def order_of(process: Process, solver: Solver, grids: list[Grid]) -> float:
-    times = [grid(process) for grid in grids]
-    model, x, end = known(process, float(times[0][0]), float(times[0][-1]))
-    errors = [rms(solve(model, x, flow(solver), grid).x - end) for grid in grids]
-    return measured_order(tuple(len(t) - 1 for t in times), errors)
 
 
 # Tableaus -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.denoiser import Ask
+from sdekit.denoiser import Ask, like_state
 from sdekit.plan.plan import Plan
 from sdekit.prediction import Model, Target
 
@@ -57,15 +57,9 @@ class _Checked:
     def __call__(self, x: Tensor, first: Ask) -> Tensor:
         function, argument = first
         answer = function(x, argument)
-        if answer.shape != x.shape:
-            raise ValueError(
-                f"The network must return the shape of its input, {tuple(x.shape)}; it returned "
-                f"{tuple(answer.shape)}. Wrap it so that extra outputs (a learned variance, say) are split off."
-            )
-        if answer.dtype == x.dtype:
-            return answer
-        self.asks[1:] = [(_in_dtype, ask) for ask in self.asks[1:]]
-        return answer.to(x.dtype)
+        if answer.dtype != x.dtype:
+            self.asks[1:] = [(_in_dtype, ask) for ask in self.asks[1:]]
+        return like_state(answer, x)
 
 
 def _in_dtype(x: Tensor, ask: Any) -> Tensor:

@@ -37,3 +37,9 @@ class Health:
                     "are not. Look at the model's answer there, or move t_min and t_max inwards."
                 )
         self.pending.clear()
+
+
+def check_batch(x: Tensor) -> None:
+    """Raise ValueError if `x` is not a batch of floating-point states."""
+    if x.ndim < 1 or not x.is_floating_point():
+        raise ValueError(f"x must be a batch (B, ...) of floating-point states; got {x.dtype}, shape {tuple(x.shape)}.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdekit.noise import Draw, Keyed, Noise
 from sdekit.plan.ask import prepare
-from sdekit.plan.health import Health
+from sdekit.plan.health import Health, check_batch
 from sdekit.plan.plan import Plan
 from sdekit.prediction import Model
 
@@ -92,10 +92,7 @@ class _Execution:
         start = plan.points[0]
         carry = x if isinstance(x, Carry) else Carry({start: x}, {})
         now = carry.states[start]
-        if now.ndim < 1 or not now.is_floating_point():
-            raise ValueError(
-                f"x must be a batch (B, ...) of floating-point states; got {now.dtype}, shape {tuple(now.shape)}."
-            )
+        check_batch(now)
         if model.process != plan.process:
             raise ValueError(
                 f"A plan runs on the process it was made for, {plan.process}; the model's is {model.process}. Trace "

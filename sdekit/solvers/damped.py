@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from sdekit.noise import Draw
 from sdekit.process import Process
 from sdekit.solvers.base import Solver, Step
 from sdekit.solvers.path import STRAIGHT
+from sdekit.solvers.quadrature import gauss
 
 Values = list[tuple[Tensor, Tensor]]
 """The values of P that are known, each with its tau, the one where an integral begins first."""
@@ -107,18 +107,15 @@ def _integrated(y: Tensor, known: Values, end: Tensor, damping: tuple[float, ...
             taus.append(tau)
             values.append(value)
     rise = end - taus[0]
-    at = taus[0] + rise * _PLACES
-    basis = torch.ones_like(_PLACES)
+    places, shares = gauss(1)
+    at = taus[0] + rise * places
+    basis = torch.ones_like(places)
     weights = [torch.zeros_like(rise) for _ in taus]
     for j, damp in zip(range(len(taus)), damping, strict=False):
-        integral = damp * rise * (_WEIGHTS * basis).sum()
+        integral = damp * rise * (shares * basis).sum()
         for k in range(j + 1):  # the divided difference through the first j + 1 values
             weights[k] = weights[k] + integral / math.prod(taus[k] - taus[i] for i in range(j + 1) if i != k)
         basis = basis * (at - taus[j])
     for weight, value in zip(weights, values, strict=True):
         y = y + weight * value
     return y
-
-
-_PLACES, _WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(3))
-_PLACES, _WEIGHTS = (1 + _PLACES) / 2, _WEIGHTS / 2

@@ -6,16 +6,15 @@ import functools
 import math
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit.equation import System
 from sdekit.prediction import Prediction
 from sdekit.solvers.path import DATA, STRAIGHT, Clock, Path, ray
+from sdekit.solvers.quadrature import Rule, gauss
 
 Known: TypeAlias = tuple[Prediction, ...]
-Rule: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Leg:
@@ -88,7 +87,7 @@ class Leg:
         h = end - start
         if not math.isfinite(float(h)):
             return None
-        places, weights = _gauss(1 + int((1 + power) * abs(float(h)) / 2))
+        places, weights = gauss(1 + int((1 + power) * abs(float(h)) / 2))
         lams = start + places * h
         (alpha, sigma), (a, b) = ray(lams), ray(end)
         kappa = self.path.kappa(alpha, sigma)
@@ -101,7 +100,7 @@ class Leg:
         rise = self.tau_s - self.tau_t
         if not math.isfinite(float(rise)):
             return None
-        places, weights = _gauss(1)
+        places, weights = gauss(1)
         return self.tau_t + places * rise, self.scale * rise * weights
 
 
@@ -128,11 +127,3 @@ def combine(leg: Leg, x: Tensor, known: Known, gains: list[Tensor]) -> Tensor:
         if gain:
             x = x + gain * leg.path.of(prediction)
     return x
-
-
-@functools.cache
-def _gauss(panels: int) -> Rule:
-    """Return the places and weights of Gauss-Legendre quadrature on [0, 1], 16 in each panel."""
-    x, w = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
-    starts = torch.arange(panels, dtype=torch.float64)[:, None]
-    return ((starts + (x + 1) / 2) / panels).flatten(), (w / (2 * panels)).repeat(panels)

@@ -13,10 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from sdekit._value import Value
 from sdekit.equation import Equation, System
 from sdekit.prediction import Prediction
 from sdekit.process import Process
+from sdekit.solvers.quadrature import gauss
 
 
 class Level(Value, ABC):
@@ -197,21 +196,13 @@ def integrals(system: System, t: Tensor, s: Tensor, basis: Callable[[Tensor], Se
     cuts = [start, *torch.tensor(jumps, dtype=torch.float64), end]
     nodes, weights = [], []
     for a, b in itertools.pairwise(cuts):
-        at, share = _gauss(max(1, math.ceil(abs(float(b - a)) / 3)))
+        at, share = gauss(max(1, math.ceil(abs(float(b - a)) / 3)))
         nodes.append(a + (b - a) * at)
         weights.append((b - a) * share)
     lam = torch.cat(nodes)
     left = level.primitive(process, lam) - level.primitive(process, end)
     density = torch.cat(weights) * (1 + level.eta(process, lam)) * (lam - end + left).exp()
     return [(density * f).sum() for f in basis(lam)]
-
-
-@cache
-def _gauss(panels: int) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights of Gauss's rule with 16 nodes in each of so many parts of [0, 1]."""
-    at, share = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
-    starts = torch.arange(panels, dtype=torch.float64)[:, None]
-    return ((starts + (at + 1) / 2) / panels).flatten(), (share / 2 / panels).repeat(panels)
 
 
 def advance(system: System, x: Tensor, t: Tensor, s: Tensor, terms: Sequence[tuple[Tensor, Prediction]]) -> Tensor:
