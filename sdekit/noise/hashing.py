@@ -1,0 +1,85 @@
+"""Normals computed from counters by a hash, on the device of the state: no generator, no order, no batch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+
+
+def standard_normal(like: Tensor, first: int, key: tuple[int, ...]) -> Tensor:
+    """Return standard normal noise shaped like the batch `like`: sample i depends on (key, first + i) alone."""
+    size = like.shape[1:].numel()
+    counters = Counters(like, first, (size + 1) // 2)
+    pairs = counters.empty(1, 2, len(like), (size + 1) // 2)
+    counters.normals(torch.tensor([word(key)]), pairs)
+    return pairs[0].movedim(0, -1).reshape(len(like), -1)[:, :size].to(like.dtype).reshape(like.shape)
+
+
+class Counters:
+    """The counters of a batch's samples, from number `first` on, and of `count` words for each of them.
+
+    Counters are hashed by SplitMix64. Every word makes two normals in float64, of radius sqrt(-2 log u), u in (0, 1)
+    being its upper half, and of the angle in its lower half: the largest normal is 6.8.
+
+    Reference: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 16; Box & Muller 1958.
+    """
+
+    def __init__(self, like: Tensor, first: int, count: int) -> None:
+        self.empty = partial(torch.empty, dtype=torch.float64, device=like.device)
+        step = _signed(_GOLDEN)
+        self.samples = torch.arange(first, first + len(like), device=like.device) * step
+        self.words = torch.arange(1, count + 1, device=like.device) * step
+
+    def normals(self, keys: Tensor, out: Tensor) -> None:
+        """Write pairs of normals for every key to `out`, shape (keys, 2, B, count), float64."""
+        each = _mix_all(self.samples + keys.to(self.samples.device)[:, None])
+        bits = _mix_all(each[..., None] + self.words)
+        angle = (bits << 32).to(torch.float64).mul_(math.pi / 2**63)
+        radius = _shift(bits, 32).to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        torch.mul(radius, torch.cos(angle), out=out[:, 0])
+        torch.mul(radius, angle.sin_(), out=out[:, 1])
+
+
+def word(key: tuple[int, ...]) -> int:
+    """Fold a key into one word."""
+    state = 0
+    for part in key:
+        state = _mix(state + _GOLDEN * (part + 1))
+    return _signed(state)
+
+
+def words(begun: list[int], last: Tensor) -> Tensor:
+    """Return the words of keys of which all but the last parts are folded already; shapes broadcast."""
+    return _mix_all(torch.tensor(begun) + (last + 1) * _signed(_GOLDEN))
+
+
+def _signed(word: int) -> int:
+    word &= _WORD
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix(z: int) -> int:
+    z &= _WORD
+    z = ((z ^ (z >> 30)) * _MIX1) & _WORD
+    z = ((z ^ (z >> 27)) * _MIX2) & _WORD
+    return z ^ (z >> 31)
+
+
+def _shift(z: Tensor, n: int) -> Tensor:
+    """Shift right without the sign."""
+    return (z >> n).bitwise_and_((1 << (64 - n)) - 1)
+
+
+def _mix_all(z: Tensor) -> Tensor:
+    for n, factor in _ROUNDS:
+        z = _shift(z, n).bitwise_xor_(z).mul_(factor)
+    return _shift(z, 31).bitwise_xor_(z)
+
+
+_ROUNDS = (30, _signed(_MIX1)), (27, _signed(_MIX2))
