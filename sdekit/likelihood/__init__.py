@@ -1,10 +1,13 @@
 """Log-likelihoods by the probability flow: exact or estimated traces, adaptive or fixed steps, densities and bits."""
 
 from sdekit.likelihood.adaptive import Adaptive, AdaptiveHeun, Bosh3, Dopri5, Dopri8
+from sdekit.likelihood.control import moments
 from sdekit.likelihood.dequantization import Dequantization, bits_per_dim
 from sdekit.likelihood.exact import Likelihood, log_likelihood
-from sdekit.likelihood.integrate import FixedGrid, Flow, Integrator, Pair
-from sdekit.likelihood.trace import Exact, Hutchinson, Normals, Probe, Rademacher, Trace
+from sdekit.likelihood.hadamard import Hadamard, HutchPP
+from sdekit.likelihood.integrate import FixedGrid, Integrator
+from sdekit.likelihood.probes import Normals, Probe, Rademacher, Sphere
+from sdekit.likelihood.trace import Exact, Hutchinson, Trace
 
 __all__ = [
     "Adaptive",
@@ -15,15 +18,17 @@ __all__ = [
     "Dopri8",
     "Exact",
     "FixedGrid",
-    "Flow",
+    "Hadamard",
+    "HutchPP",
     "Hutchinson",
     "Integrator",
     "Likelihood",
     "Normals",
-    "Pair",
     "Probe",
     "Rademacher",
+    "Sphere",
     "Trace",
     "bits_per_dim",
     "log_likelihood",
+    "moments",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +10,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from sdekit.likelihood.integrate import Flow, Integrator, Pair
+from sdekit.likelihood.curve import score
+from sdekit.likelihood.integrate import Flow, Integral, Integrator, check
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,10 @@ class Adaptive(Integrator):
     A step is accepted if for every sample the error estimated for its coordinates, and for its log-determinant, is at
     most atol + rtol |value| in the root mean square. Over a run the errors add up: from 1 to 500 times the tolerance
     were measured. The steps are shared by the batch, so a sample's value depends on its batch, by no more than that;
-    where it matters use `FixedGrid`. The pair is held in float64, and the model asked in the dtype of the data.
+    where it matters use `FixedGrid`. The states are held in float64.
 
     Random probes are held fixed along the path: with new ones at every evaluation the integrand would be noise, whose
-    error estimate no step can bring down. But then their errors add up instead of averaging out; with `Hutchinson`
+    error estimate no step can bring down. But then their errors add up instead of averaging out; with random probes
     prefer `FixedGrid`.
 
     Args:
@@ -51,35 +50,32 @@ class Adaptive(Integrator):
         if not isinstance(self.max_nfe, int) or self.max_nfe < 1:
             raise ValueError(f"max_nfe must be a whole number of at least 1; got {self.max_nfe!r}.")
 
-    def draws(self) -> Iterator[int]:
-        return itertools.repeat(0)
-
-    def __call__(self, flow: Flow, start: Pair) -> Pair:
-        """Return the pair at t_max from the pair at t_min.
+    def __call__(self, flow: Flow, start: Tensor) -> Integral:
+        """Go from the first tau to the last.
 
         Raises:
             FloatingPointError: the velocity or its divergence is not finite; the message names the time and samples.
             RuntimeError: the steps became too small, or max_nfe was reached.
         """
-        dtype, device = start.x.dtype, start.x.device
-        process = flow.process
+        process, device = flow.process, start.device
         ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device=device)
         at = ends[0].cpu()
 
-        def slope(theta: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def slope(tau: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             nonlocal at
             # on the CPU, where times are checked; the search for the first step may look past the end
-            at = theta.detach().cpu().clamp(process.t_min, process.t_max)
+            at = tau.detach().cpu().clamp(process.t_min, process.t_max)
             if flow.nfe >= self.max_nfe:
                 raise RuntimeError(self._stuck(flow, at, f"{flow.nfe} network calls were made"))
-            drift: Pair = flow.drift(Pair(state[0].to(dtype), state[1]), at)
-            drift.check("The velocity and its divergence", lambda: f"at t={float(flow.turned.time(at)):.6g}")
-            return drift.x, drift.log_det
+            u, traces = flow(state[0], at, 0)
+            check(flow, float(at), u, traces)
+            return u, traces.T
 
+        first, traces = flow(start, at, 0)
         try:
-            x, log_det = odeint(
+            y, divergence = odeint(
                 slope,
-                (start.x.to(torch.float64), start.log_det),
+                (start, torch.zeros_like(traces.T)),
                 ends,
                 rtol=self.rtol,
                 atol=self.atol,
@@ -88,12 +84,20 @@ class Adaptive(Integrator):
             )
         except AssertionError as error:
             raise RuntimeError(self._stuck(flow, at, str(error))) from error
-        return Pair(x[-1].to(dtype), log_det[-1])
+        value, stderr = flow.trace.integral(torch.ones(1).to(divergence), divergence[-1:].mT, start[0].numel())
+        return Integral(
+            end=y[-1],
+            value=value,
+            stderr=stderr,
+            error=torch.full_like(stderr, torch.nan),
+            first=traces.mean(0),
+            score=score(start, first, process.t_min),
+        )
 
     def _stuck(self, flow: Flow, at: Tensor, why: str) -> str:
         return (
             f"{type(self).__name__} must reach t_max within max_nfe={self.max_nfe} network calls, in steps that "
-            f"float64 can represent; at t={float(flow.turned.time(at)):.6g}, {why}. Loosen rtol and atol to what "
+            f"float64 can represent; at t={float(flow.straight.time(at)):.6g}, {why}. Loosen rtol and atol to what "
             "the precision of the model allows, evaluate it in float64, or use FixedGrid()."
         )
 

@@ -1,148 +1,204 @@
-"""What integrates the pair of state and log-determinant, and the Runge-Kutta methods on a grid."""
+"""What goes from data to noise on the straight path, and looks at the model on the way."""
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdekit._broadcast import Time
+from sdekit._broadcast import Time, as_time
 from sdekit._value import Value
-from sdekit.equation import ProbabilityFlow, System
-from sdekit.grid import Angular, Grid
-from sdekit.likelihood.angle import Turned
-from sdekit.likelihood.trace import Trace
-from sdekit.solvers import RK4, RungeKutta
+from sdekit.equation import ProbabilityFlow
+from sdekit.grid import Grid, Quadratic, Reversed, Times
+from sdekit.likelihood.control import Linear, linear
+from sdekit.likelihood.curve import Curve
+from sdekit.likelihood.straight import Straight
+from sdekit.likelihood.trace import Estimate, Trace, differentiated
+from sdekit.methods import Method
+from sdekit.oracle import Gaussian
+from sdekit.prediction import Prediction, Velocity
+from sdekit.sample import solve
+from sdekit.solvers import LimitedAdams, Solver
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """States with their log-determinants, added and scaled as one: what a solver steps.
-
-    x: shape (B, ...). log_det: the divergence integrated so far, float64, shape (B, K), one column for each estimate.
-    """
-
-    x: Tensor
-    log_det: Tensor
-
-    def __add__(self, other: Pair) -> Pair:
-        return Pair(self.x + other.x, self.log_det + other.log_det)
-
-    def __mul__(self, factor: Tensor | float) -> Pair:
-        return Pair(factor * self.x, factor * self.log_det)
-
-    __rmul__ = __mul__
-
-    def check(self, what: str, where: Callable[[], str]) -> None:
-        """Raise FloatingPointError, which says what is not finite and where, if an entry of a sample is not."""
-        sums = self.x.detach().reshape(len(self.x), -1).sum(1) + self.log_det.detach().sum(1)
-        bad = (~sums.isfinite()).nonzero().flatten().tolist()
-        if bad:
-            raise FloatingPointError(
-                f"{what} must stay finite; {where()}, samples {bad[:8]} ({len(bad)} in all) are not. Look at the "
-                "model's answer there, or move t_min and t_max inwards."
-            )
-
-
-class Flow(System):
-    """The probability flow with its divergence, d/dtheta (x, log_det) = (v, div v), for solvers that step a `Pair`.
+class Flow:
+    """The model's velocity u on the straight path with estimates of its divergence, from one call of the model.
 
     Args:
-        turned: the model, in the angle.
+        straight: the model, on the straight path.
         trace: how the divergence is found.
-        draws: the numbers of the evaluations, by which random probes are keyed.
+        x: the data of the run, by which random probes are keyed.
+        control: the Gaussian of the data's moments, whose own divergence is known, or None.
+
+    Attributes:
+        nfe: the calls of the network so far.
     """
 
-    def __init__(self, turned: Turned, trace: Trace, draws: Iterator[int]) -> None:
-        super().__init__(ProbabilityFlow(), turned)
-        self.turned = turned
-        self.trace = trace
-        self.draws = draws
+    def __init__(self, straight: Straight, trace: Trace, x: Tensor, control: Gaussian | None) -> None:
+        self.straight, self.trace, self.control = straight, trace, control
+        self.process = straight.process
+        self.estimate: Estimate = trace.on(x)
+        self.nfe = 0
 
-    def drift(self, state: Any, t: Time) -> Any:
-        """Return the velocity and its divergence at a `Pair` of states, from one call of the model."""
-        return Pair(*self.trace(lambda x: super(Flow, self).drift(x, t), state.x, next(self.draws)))
+    def linear(self, tau: Tensor) -> Linear | None:
+        """Return the control variate at tau."""
+        return None if self.control is None else linear(self.control, tau)
+
+    def __call__(self, y: Tensor, tau: Time, node: int) -> tuple[Tensor, Tensor]:
+        """Return u at the states `y`, (B, ...), and estimates of its divergence, (m, B)."""
+        self.nfe += self.straight.calls
+        control = self.linear(as_time(tau))
+        u, found = differentiated(
+            lambda x: self.straight(x, tau).velocity,
+            y,
+            self.trace.chunk,
+            lambda pull: self.estimate(pull, node, control),
+        )
+        return u, found
+
+
+class Integral(NamedTuple):
+    r"""What a path gives: \int div u dtau with all that goes with it, in nats, float64, shape (B,), and its end.
+
+    Attributes:
+        end: the states at the last tau, of the shape of the data.
+        value: the integral of the divergence, and what the score makes good.
+        stderr: the standard error of random probes.
+        error: an estimate of the error of integration; NaN where there is none.
+        first: the divergence at the first tau.
+        score: the score there, of the shape of the data.
+    """
+
+    end: Tensor
+    value: Tensor
+    stderr: Tensor
+    error: Tensor
+    first: Tensor
+    score: Tensor
 
 
 class Integrator(Value, ABC):
-    """How the flow is integrated from data to noise."""
+    """How the path from data to noise is found."""
 
     @abstractmethod
-    def draws(self) -> Iterator[int]:
-        """Return numbers for the successive evaluations: random probes are drawn anew where the number changes."""
-
-    @abstractmethod
-    def __call__(self, flow: Flow, start: Pair) -> Pair:
-        """Return the pair at t_max from the pair at t_min."""
+    def __call__(self, flow: Flow, start: Tensor) -> Integral:
+        """Go from the states `start` at the first tau, (B, ...), to the last."""
 
 
 @dataclass(frozen=True)
 class FixedGrid(Integrator):
-    """A Runge-Kutta method on a grid, run from data to noise in the angle atan2(sigma, alpha).
+    r"""Any solver of the probability flow on a grid, from data to noise.
 
-    A sample's value does not depend on its batch. Random probes are drawn anew at every evaluation, so that their
-    errors average out along the path; the estimate stays unbiased, since the states do not depend on the probes.
+    Every call of the network is a node where the divergence is found too, from the same call, and one more is made at
+    the end. The integral is the quadrature of `curve` through all nodes, so its order does not rest on the solver's:
+    what the states miss of the flow is made good. Random probes are drawn anew at every node, so that their errors
+    average out. A sample's value does not depend on its batch.
 
     Args:
-        solver: a method that works on the drift alone: Euler(), Heun(), RK4().
-        grid: a grid from t_max to t_min; a clean end is left out.
+        solver: a solver that is deterministic; the default makes one call a step.
+        grid: where the steps fall on the straight path, RectifiedFlow(tau_min, tau_max); the default is even in the
+            root of tau, where the data's own scales are. Of a clean end nothing is taken.
 
     Raises:
-        TypeError: the solver is no Runge-Kutta method.
+        TypeError: the solver does not solve the probability flow.
     """
 
-    solver: RungeKutta = RK4()
-    grid: Grid = Angular(32)
+    solver: Solver = LimitedAdams()
+    grid: Grid = Quadratic(64)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, RungeKutta):
-            raise TypeError(
-                "The log-determinant has a drift but no prediction of data, so the solver must work on the drift "
-                f"alone; got {self.solver}. Use RK4(), Heun() or Euler(), or an adaptive integrator such as Dopri5()."
-            )
+        if ProbabilityFlow not in self.solver.solves:
+            raise TypeError(f"Likelihoods go along the probability flow, which {self.solver} does not solve.")
 
-    def draws(self) -> Iterator[int]:
-        return itertools.count()
-
-    def __call__(self, flow: Flow, start: Pair) -> Pair:
-        """Return the pair at t_max from the pair at t_min.
+    def __call__(self, flow: Flow, start: Tensor) -> Integral:
+        """Go from the first tau to the last.
 
         Raises:
-            ValueError: the grid does not reach from t_max to t_min.
-            FloatingPointError: a state or its log-determinant is not finite; on an accelerator, raised at the end.
+            ValueError: the grid does not reach from one to the other.
+            FloatingPointError: a state, a velocity or a divergence is not finite.
         """
-        times = self._times(flow)
-        angles = flow.turned.model.process.angle(times)
-        state: Any = start
-        for k, (here, there) in enumerate(itertools.pairwise(angles), 1):
-            state = self.solver.step(flow, state, here, there, (), _no_noise).x
-            if start.x.device.type == "cpu" or k == len(angles) - 1:
-                state.check("Every state", partial(_at_step, k, times))
-        pair: Pair = state
-        return pair
+        times, seen = self._times(flow), Recorder(flow)
+        end = solve(seen, start, Method(ProbabilityFlow(), self.solver), Reversed(Times(tuple(times.tolist())))).x
+        if float(times[0]) not in seen.nodes:  # the end is a node too
+            seen(end, times[0])
+        return integral(flow, seen, end)
 
     def _times(self, flow: Flow) -> Tensor:
-        process = flow.turned.model.process
+        process = flow.process
         times = self.grid(process)
-        times = times[times >= process.t_min].flip(0)
-        ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+        times = times[times >= process.t_min]
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
         if not torch.allclose(times[[0, -1]], ends, rtol=0, atol=1e-9 * (process.t_max - process.t_min)):
             raise ValueError(
-                f"The grid must reach from t_max to t_min, {process.t_max:g} to {process.t_min:g}; {self.grid} goes "
-                f"from {float(times[-1]):g} to {float(times[0]):g}. Use one over the whole process: Angular(32)."
+                f"The grid must reach from noise to data, tau from {process.t_max:g} to {process.t_min:g}; {self.grid} "
+                f"goes from {float(times[0]):g} to {float(times[-1]):g}. Use one over the whole path: Quadratic(64)."
             )
         return times
 
 
-def _at_step(k: int, times: Tensor) -> str:
-    return f"at step {k} of {len(times) - 1}, t={float(times[k]):.6g}"
+class Node(NamedTuple):
+    """Where the model was asked, flattened to (B, d): the state, the velocity, and estimates of its divergence."""
+
+    y: Tensor
+    velocity: Tensor
+    traces: Tensor
 
 
-def _no_noise(t: Time, s: Time) -> Tensor:
-    raise TypeError("The probability flow has no noise; use a deterministic Runge-Kutta method such as RK4().")
+class Recorder:
+    """The model of a flow, which remembers all that it was asked; of several questions at one tau the last."""
+
+    predicts = Velocity()
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self.process, self.calls = flow, flow.process, flow.straight.calls
+        self.nodes: dict[float, Node] = {}
+        self.asked = 0
+
+    def __call__(self, y: Tensor, tau: Time, /) -> Prediction:
+        """Predict u at the states `y` and tau, 0-d."""
+        u, traces = self.flow(y, tau, self.asked)
+        self.asked += 1
+        check(self.flow, float(tau), u, traces)
+        kept = y.clone() if y.requires_grad else y.detach().clone()
+        self.nodes[float(tau)] = Node(kept.flatten(1), u.flatten(1), traces)
+        return Prediction(self.process, y, as_time(tau), u, Velocity())
+
+
+def check(flow: Flow, tau: float, u: Tensor, traces: Tensor) -> None:
+    """Raise FloatingPointError, which says where and in which samples, if the model's answer is not finite."""
+    sums = u.detach().reshape(len(u), -1).sum(1).to(torch.float64) + traces.detach().sum(0)
+    bad = (~sums.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"The velocity and its divergence must stay finite; at t={float(flow.straight.time(tau)):.6g} (node "
+            f"{flow.nfe // flow.straight.calls}), samples {bad[:8]} ({len(bad)} in all) are not. Look at the model's "
+            "answer there, or move t_min and t_max inwards."
+        )
+
+
+def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
+    """Return what the nodes of a path give."""
+    taus = sorted(seen.nodes)
+    nodes = [seen.nodes[tau] for tau in taus]
+    traces = torch.stack([node.traces for node in nodes])
+    tau = torch.tensor(taus, dtype=torch.float64)
+    controls = [flow.linear(t) for t in tau]
+    known = None if None in controls else tau.new_tensor([[c.trace] for c in controls if c is not None])
+    smooth = traces.detach().mean(1) if known is None or not flow.trace.random else known
+    curve = Curve(
+        tau, torch.stack([n.y for n in nodes]), torch.stack([n.velocity for n in nodes]), traces, smooth.to(traces)
+    )
+    value, stderr = flow.trace.integral(curve.weights().to(traces), traces, curve.y.shape[2])
+    if flow.trace.random:  # what is left of the noise of neighbouring nodes depends on their weights
+        stderr = torch.hypot(stderr, curve.change(traces.detach().mean(1) - curve.smooth))
+    return Integral(
+        end=nodes[-1].y.reshape(end.shape),
+        value=value + curve.correction(),
+        stderr=stderr,
+        error=curve.error(),
+        first=traces[0].mean(0),
+        score=curve.scores()[0].reshape(end.shape),
+    )

@@ -1,7 +1,8 @@
-"""The divergence of a drift: exact, or estimated with random probes.
+r"""The divergence of a velocity along a path: exact, or estimated with random probes, new ones at every node.
 
-The divergence is the trace of the Jacobian J of a sample's drift by the sample. Either way of finding it adds up
-quadratic forms u' J u, each of which costs one pass backward through the network and none forward.
+The divergence is the trace of the Jacobian J of a sample's velocity by the sample. Either way of finding it asks for
+vectors v' J, each of which costs one pass backward through the network and none forward. Along a path the traces at the
+nodes are summed with the weights of a quadrature, and random errors with them.
 """
 
 from __future__ import annotations
@@ -9,63 +10,79 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sdekit._value import Value
-from sdekit.noise import standard_normal
+from sdekit.likelihood.control import Linear
+from sdekit.likelihood.probes import Probe, Rademacher
+from sdekit.noise import content
+
+Pull: TypeAlias = Callable[[Tensor], Tensor]
+"""Vectors v, shape (n, B or 1, ...), to J'v, shape (n, B, ...)."""
+
+Estimate: TypeAlias = Callable[[Pull, int, Linear | None], Tensor]
+"""Called with a pull, the number of the node and a control variate, it returns estimates of the trace, (m, B)."""
 
 
 class Trace(Value, ABC):
-    """How the divergence is found. A subclass gives the vectors u, and what their forms u' J u add up to.
+    """How the divergence is found.
 
     Attributes:
         chunk: how many vectors go backward through the network at once, by `torch.func.vmap`; memory grows with it.
             With chunk = 1 the passes are plain ones, for a network with an operation that vmap does not know.
+        random: whether the estimates have errors of their own.
     """
 
     chunk: int = 32
+    random: ClassVar[bool] = True
 
     @abstractmethod
-    def count(self, x: Tensor) -> int:
-        """Return the number of vectors for a batch like `x`."""
+    def on(self, x: Tensor) -> Estimate:
+        """Return the estimates for a run from the data `x`, shape (B, ...), by which random probes are keyed."""
 
     @abstractmethod
-    def vectors(self, x: Tensor, which: range, draw: int) -> Tensor:
-        """Return the vectors numbered `which` of the evaluation `draw`: shape (len(which), B or 1, ...) for `x`."""
+    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return the sum over nodes of weight times trace, and its standard error from random probes, both (B,).
 
-    @abstractmethod
-    def estimates(self, forms: Tensor) -> Tensor:
-        """Return from the forms, shape (count, B), the independent estimates of the divergence, shape (B, K)."""
+        Args:
+            weights: those of a quadrature over the nodes, shape (K,).
+            estimates: of the traces at the nodes, shape (K, m, B).
+            size: the number of coordinates of a sample.
+        """
 
-    @abstractmethod
-    def stderr(self, estimates: Tensor) -> Tensor:
-        """Return the standard error of the mean of independent estimates, (B, K), of a trace: shape (B,)."""
-
-    def __call__(self, drift: Callable[[Tensor], Tensor], x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the drift at the states `x`, (B, ...), and K estimates of its divergence, (B, K), in float64.
+    def __call__(
+        self, drift: Callable[[Tensor], Tensor], x: Tensor, node: int = 0, estimate: Estimate | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the drift at the states `x`, (B, ...), and estimates of its divergence, (m, B), in float64.
 
         Both are differentiable in turn if grad mode is on, whether `x` requires grad or only the model's parameters do.
 
         Args:
             drift: the function x -> drift, sample by sample; it is called once.
             x: the states.
-            draw: the number of the evaluation; where probes are random, another number means new ones.
+            node: the number of the evaluation; where probes are random, another number means new ones.
+            estimate: what `on` returned for the data of a run; by default that for `x` itself.
 
         Raises:
             ValueError: the drift carries no graph back to `x`.
         """
-        keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            value = drift(x)
-            require_graph(value)
-            numbers = range(self.count(x))
-            chunks = [numbers[k : k + self.chunk] for k in range(0, len(numbers), self.chunk)]
-            forms = [_forms(value, x, self.vectors(x, chunk, draw), keep) for chunk in chunks]
-            divergence = self.estimates(torch.cat(forms))
-        return (value, divergence) if keep else (value.detach(), divergence.detach())
+        return differentiated(drift, x, self.chunk, lambda pull: (estimate or self.on(x))(pull, node, None))
+
+
+def differentiated(
+    drift: Callable[[Tensor], Tensor], x: Tensor, chunk: int, estimate: Callable[[Pull], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the drift at `x` and an estimate made from pulls through it, with their graphs if grad mode is on."""
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if keep and x.requires_grad else x.detach().requires_grad_()
+        value = drift(x)
+        require_graph(value)
+        found = estimate(_pull(value, x, chunk, keep))
+    return (value, found) if keep else (value.detach(), found.detach())
 
 
 def require_graph(answer: Tensor) -> None:
@@ -77,17 +94,24 @@ def require_graph(answer: Tensor) -> None:
         )
 
 
-def _forms(value: Tensor, x: Tensor, vectors: Tensor, keep: bool) -> Tensor:
-    """Return u' J u of every sample for each of the `vectors` u: shape (n, B), float64."""
-
-    def form(u: Tensor) -> Tensor:
+def _pull(value: Tensor, x: Tensor, chunk: int, keep: bool) -> Pull:
+    def one(v: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(
-            value, x, u.expand_as(x), retain_graph=True, create_graph=keep, materialize_grads=True
+            value, x, v.expand_as(x), retain_graph=True, create_graph=keep, materialize_grads=True
         )
-        return (u * pulled).reshape(len(x), -1).sum(1, dtype=torch.float64)
+        return pulled
 
-    forms: Tensor = form(vectors[0])[None] if len(vectors) == 1 else torch.func.vmap(form)(vectors)
-    return forms
+    def pull(vectors: Tensor) -> Tensor:
+        if chunk == 1 or len(vectors) == 1:
+            return torch.stack([one(v) for v in vectors])
+        return torch.cat([torch.func.vmap(one)(part) for part in vectors.split(chunk)])
+
+    return pull
+
+
+def forms(v: Tensor, image: Tensor) -> Tensor:
+    """Return the inner products of vectors, shape (n, B, ...), sample by sample: shape (n, B), float64."""
+    return (v * image).flatten(2).sum(2, dtype=torch.float64) if v.ndim > 2 else (v * image).to(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -103,62 +127,43 @@ class Exact(Trace):
     """
 
     chunk: int = 32
+    random = False
 
     def __post_init__(self) -> None:
-        _at_least_one("chunk", self.chunk)
+        at_least_one("chunk", self.chunk)
 
-    def count(self, x: Tensor) -> int:
-        return x[0].numel()
+    def on(self, x: Tensor) -> Estimate:
+        size, shape = x[0].numel(), x.shape[1:]
 
-    def vectors(self, x: Tensor, which: range, draw: int) -> Tensor:
-        hot = torch.nn.functional.one_hot(torch.tensor(which, device=x.device), self.count(x))
-        return hot.to(x.dtype).reshape(len(which), 1, *x.shape[1:])
+        def estimate(pull: Pull, node: int, control: Linear | None) -> Tensor:
+            total = x.new_zeros(len(x), dtype=torch.float64)
+            for first in range(0, size, self.chunk):
+                which = torch.arange(first, min(first + self.chunk, size), device=x.device)
+                basis = torch.nn.functional.one_hot(which, size).to(x.dtype).reshape(-1, 1, *shape)
+                total = total + forms(basis, pull(basis)).sum(0)
+            return total[None]
 
-    def estimates(self, forms: Tensor) -> Tensor:
-        return forms.sum(0)[:, None]
+        return estimate
 
-    def stderr(self, estimates: Tensor) -> Tensor:
-        return torch.zeros_like(estimates[:, 0])
-
-
-class Probe(Value, ABC):
-    """The law of a probe u: zero mean and E[u u'] = I, so that E[u' J u] is the divergence."""
-
-    @abstractmethod
-    def of(self, z: Tensor) -> Tensor:
-        """Return probes made from independent standard normal numbers `z`, of the shape of `z`."""
-
-
-@dataclass(frozen=True)
-class Rademacher(Probe):
-    """Random signs, of all laws with independent entries the one with the least variance, sum_{i<j} (J_ij + J_ji)^2.
-
-    Reference: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix", proposition 1.
-    """
-
-    def of(self, z: Tensor) -> Tensor:
-        return z.sign()
-
-
-@dataclass(frozen=True)
-class Normals(Probe):
-    """Independent standard normal numbers; against signs, the diagonal of J adds 2 sum_i J_ii^2 to the variance."""
-
-    def of(self, z: Tensor) -> Tensor:
-        return z
+    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        total = torch.einsum("k,kmb->b", weights, estimates)
+        return total, torch.zeros_like(total)
 
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
     """Unbiased estimates u' J u of the divergence with random probes u, one pass backward each.
 
-    Sample i's probes are a function of (seed, first + i), the evaluation and the probe's number: not of its batch.
+    With a control variate W it is tr W + u' (J - W) u. A sample's probes are a function of the seed, the sample itself,
+    the evaluation and the probe's number: not of its batch.
+
+    The standard error is found from the spread of the probes of each node, and for a single probe from how the
+    estimates jump from node to node, where the trace itself is smooth (fourth differences).
 
     Args:
-        probes: how many; from 2 on, their spread gives the standard error.
-        probe: the law of a probe, `Rademacher()` or `Normals()`.
+        probes: how many at each node.
+        probe: the law of a probe, `Rademacher()`, `Normals()` or `Sphere()`.
         seed: any whole number.
-        first: the number of the batch's first sample.
         chunk: how many probes go backward at once.
 
     Raises:
@@ -170,32 +175,52 @@ class Hutchinson(Trace):
     probes: int = 1
     probe: Probe = Rademacher()
     seed: int = 0
-    first: int = 0
     chunk: int = 32
 
     def __post_init__(self) -> None:
-        _at_least_one("probes", self.probes)
-        _at_least_one("chunk", self.chunk)
+        at_least_one("probes", self.probes)
+        at_least_one("chunk", self.chunk)
 
-    def count(self, x: Tensor) -> int:
-        return self.probes
+    def on(self, x: Tensor) -> Estimate:
+        keys, size = content(x), x[0].numel()
 
-    def vectors(self, x: Tensor, which: range, draw: int) -> Tensor:
-        # four parts to the key where the noise of a run has three: the two never meet under one seed
-        noise = [standard_normal(x.detach(), self.first, (self.seed, draw, k, 0)) for k in which]
-        return self.probe.of(torch.stack(noise))
+        def estimate(pull: Pull, node: int, control: Linear | None) -> Tensor:
+            drawn = [self.probe(keys, (self.seed, node, k), size) for k in range(self.probes)]
+            return controlled(torch.stack(drawn).to(x.dtype).reshape(-1, *x.shape), pull, control)
 
-    def estimates(self, forms: Tensor) -> Tensor:
-        return forms.T
+        return estimate
 
-    def stderr(self, estimates: Tensor) -> Tensor:
-        """Return the standard error from the spread of the probes: NaN for one, which says nothing of its error."""
-        if self.probes == 1:
-            return torch.full_like(estimates[:, 0], torch.nan)
-        spread: Tensor = estimates.std(1) / self.probes**0.5
-        return spread
+    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        total = torch.einsum("k,kmb->b", weights, estimates) / estimates.shape[1]
+        return total, independent_error(weights, estimates.detach())
 
 
-def _at_least_one(name: str, value: int) -> None:
+def controlled(probes: Tensor, pull: Pull, control: Linear | None) -> Tensor:
+    """Return u' (J - W) u + tr W for probes, shape (m, B, ...): shape (m, B)."""
+    image = pull(probes)
+    if control is None:
+        return forms(probes, image)
+    return forms(probes, image - control(probes)) + control.trace
+
+
+def independent_error(weights: Tensor, estimates: Tensor) -> Tensor:
+    """Return the standard error of a weighted sum of means of independent estimates, (K, m, B): shape (B,)."""
+    count = estimates.shape[1]
+    variances = estimates.var(1) / count if count > 1 else jumps(estimates[:, 0])
+    error: Tensor = torch.einsum("k,kb->b", weights**2, variances).sqrt()
+    return error
+
+
+def jumps(values: Tensor) -> Tensor:
+    """Return the variances of the noise on a smooth sequence, (K, B), from fourth differences; NaN for fewer than 5."""
+    if len(values) < 5:
+        return torch.full_like(values, torch.nan)
+    stencil = values.new_tensor([1.0, -4.0, 6.0, -4.0, 1.0])
+    found = torch.einsum("kbj,j->kb", values.unfold(0, 5, 1), stencil) ** 2 / stencil.square().sum()
+    return torch.cat([found[:1], found[:1], found, found[-1:], found[-1:]])
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Raise ValueError if a number is not a whole one of at least 1."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")

@@ -5,7 +5,7 @@ seed, the sample's number and the step (or the time): not on the batch, its orde
 """
 
 from sdekit.noise.brownian import BrownianPath
-from sdekit.noise.hashing import standard_normal
+from sdekit.noise.hashing import content, hashed, normals, standard_normal
 from sdekit.noise.source import Draw, Keyed, Noise
 
-__all__ = ["BrownianPath", "Draw", "Keyed", "Noise", "standard_normal"]
+__all__ = ["BrownianPath", "Draw", "Keyed", "Noise", "content", "hashed", "normals", "standard_normal"]

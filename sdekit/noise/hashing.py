@@ -40,10 +40,31 @@ class Counters:
         """Write pairs of normals for every key to `out`, shape (keys, 2, B, count), float64."""
         each = _mix_all(self.samples + keys.to(self.samples.device)[:, None])
         bits = _mix_all(each[..., None] + self.words)
-        angle = (bits << 32).to(torch.float64).mul_(math.pi / 2**63)
-        radius = _shift(bits, 32).to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-        torch.mul(radius, torch.cos(angle), out=out[:, 0])
-        torch.mul(radius, angle.sin_(), out=out[:, 1])
+        _box_muller(bits, out[:, 0], out[:, 1])
+
+
+def content(x: Tensor) -> Tensor:
+    """Return a word for each sample of a batch, a hash of its numbers in float32: shape (B,), int64.
+
+    What is keyed by it is a function of the sample itself, wherever in whichever batch it comes.
+    """
+    bits = x.detach().reshape(len(x), -1).to(torch.float32).add(0.0).view(torch.int32).to(torch.int64)
+    places = torch.arange(1, bits.shape[1] + 1, device=x.device) * _signed(_GOLDEN)
+    return _mix_all(_mix_all(bits + places).sum(1))
+
+
+def hashed(samples: Tensor, key: tuple[int, ...], count: int) -> Tensor:
+    """Return `count` random words for each sample's word: shape (B, count), int64, each of 64 random bits."""
+    each = _mix_all(samples + word(key))
+    return _mix_all(each[:, None] + torch.arange(1, count + 1, device=samples.device) * _signed(_GOLDEN))
+
+
+def normals(samples: Tensor, key: tuple[int, ...], count: int) -> Tensor:
+    """Return `count` standard normal numbers for each sample's word: shape (B, count), float64."""
+    bits = hashed(samples, key, (count + 1) // 2)
+    out = torch.empty(2, *bits.shape, dtype=torch.float64, device=bits.device)
+    _box_muller(bits, out[0], out[1])
+    return out.movedim(0, -1).flatten(1)[:, :count]
 
 
 def word(key: tuple[int, ...]) -> int:
@@ -57,6 +78,13 @@ def word(key: tuple[int, ...]) -> int:
 def words(begun: list[int], last: Tensor) -> Tensor:
     """Return the words of keys of which all but the last parts are folded already; shapes broadcast."""
     return _mix_all(torch.tensor(begun) + (last + 1) * _signed(_GOLDEN))
+
+
+def _box_muller(bits: Tensor, first: Tensor, second: Tensor) -> None:
+    angle = (bits << 32).to(torch.float64).mul_(math.pi / 2**63)
+    radius = _shift(bits, 32).to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    torch.mul(radius, torch.cos(angle), out=first)
+    torch.mul(radius, angle.sin_(), out=second)
 
 
 def _signed(word: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Self
@@ -67,6 +68,12 @@ class Oracle(nn.Module):
         """
         t = self.process.check(t)
         return Prediction(self.process, x, t, self._by_rows(self._answer, x, t).reshape(x.shape), self.predicts)
+
+    def on(self, process: Process, /) -> Self:
+        """Return the same law of data seen through another process; the law itself is shared."""
+        seen = copy.copy(self)
+        seen.process = process
+        return seen
 
     def log_prob(self, x: Tensor, t: Time | None = None) -> Tensor:
         """Return log p_t(x) in nats, shape (B,); without a time, that of the data.

@@ -18,6 +18,7 @@ from sdekit.solvers.exponential import Ancestral, AncestralLarge, Exponential, E
 from sdekit.solvers.langevin import Langevin, NormLangevin
 from sdekit.solvers.learned import LearnedVariance, WithVariance
 from sdekit.solvers.level import Between, Constant, Level, NoiseScale, VaryingSDE
+from sdekit.solvers.limited import LimitedAdams
 from sdekit.solvers.multistep import IPNDM, Multistep, OneStep, PseudoHeun, PseudoRungeKutta, Ramp
 from sdekit.solvers.path import DATA, NOISE, STRAIGHT, InLam, InTime, Mix, Turn
 from sdekit.solvers.runge_kutta import (
@@ -75,6 +76,7 @@ __all__ = [
     "Langevin",
     "LearnedVariance",
     "Level",
+    "LimitedAdams",
     "Midpoint",
     "Mix",
     "Multistep",
