@@ -49,7 +49,8 @@ class Sphere(Probe):
 
     def __call__(self, samples: Tensor, key: tuple[int, ...], size: int) -> Tensor:
         z = normals(samples, key, size)
-        return z * (math.sqrt(size) / torch.linalg.vector_norm(z, dim=1, keepdim=True))
+        lengths: Tensor = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        return z * (math.sqrt(size) / lengths)
 
 
 def signs(samples: Tensor, key: tuple[int, ...], size: int) -> Tensor:
