@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.strong       # four minutes on one core
 
-The reverse SDE of VP on two mixtures in the plane, nine anisotropic modes as narrow as 0.03 and five of 0.4; 4096 paths,
-each against a run of SRA1 in 1024 steps on the same path. Equal network calls: SRA1 makes half the steps. The last rows
-time runs with a kept path against runs with independent noise.
+The reverse SDE of VP on two mixtures in the plane, nine anisotropic modes as narrow as 0.03 and five of 0.4; 4096
+paths, each against a run of SRA1 in 1024 steps on the same path. Equal network calls: SRA1 makes half the steps. The
+last rows time runs with a kept path against runs with independent noise.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Draw the pictures of the documentation: python docs/pictures.py [folder]
+"""Draw the pictures of the documentation, in two minutes: python -m docs.pictures [folder]
 
 trajectories.png: what samplers do to the same noise in the plane; plan.png: a table; nfe_error.png: error
-against network calls, from benchmarks/results/.
+against network calls, from benchmarks/results/; likelihood_parts.png: what a log-likelihood's error is made of;
+likelihood_calls.png: that of the integration against network calls.
 """
 
 from __future__ import annotations
@@ -13,10 +14,35 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from sdekit import DDIM, DDPM, VP, LogSNR, Method, ProbabilityFlow, RectifiedFlow, Uniform, trajectory
+from benchmarks.problems import PROBLEMS
+from sdekit import (
+    DDIM,
+    DDPM,
+    EDM,
+    RK4,
+    VE,
+    VP,
+    Dopri5,
+    FixedGrid,
+    Hadamard,
+    Hutchinson,
+    LogSNR,
+    Method,
+    Model,
+    ProbabilityFlow,
+    Process,
+    Quadratic,
+    RectifiedFlow,
+    Uniform,
+    log_likelihood,
+    trajectory,
+)
+from sdekit.likelihood import moments
 from sdekit.plan import Plan, trace
-from sdekit.solvers import UniPC
+from sdekit.prediction import Prediction
+from sdekit.solvers import DampedAdams, LimitedAdams, UniPC
 from sdekit.study import exact_flow
 from sdekit.study.order import ring
 
@@ -105,6 +131,115 @@ def nfe_error(rows: Path, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+class Blind(nn.Module):
+    """A model that hides what it knows of its density and of other noise levels, as a network does."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.process = model, model.process
+
+    def forward(self, x: Tensor, t: Tensor) -> Prediction:
+        """Predict at the states `x` and the time `t`."""
+        return self.model(x, t)
+
+
+NODES, PROBES, HELD = (33, 65), (1, 4, 16), "1 probe held fixed, Dopri5"
+INTEGRATION = [f"integration, {nodes} nodes" for nodes in NODES]
+TRACES = [f"{probes} probe{'s' * (probes > 1)} a node" for probes in PROBES]
+ERRORS = [*INTEGRATION, *TRACES]
+KINDS = [
+    ("a matter of definition", "C0", ["time cut", "prior"]),
+    ("an error, of a model asked as a network is", "C1", ERRORS),
+    ("of the usual scheme", "0.6", [HELD]),
+]
+
+
+def likelihood_parts(path: Path) -> None:
+    """Draw the parts of the error of log-likelihoods, process by process, of a mixture fitted to digits."""
+    processes = {"VP": VP(), "VE": VE(), "EDM": EDM(), "RF": RectifiedFlow()}
+    known = _known_parts(VP())  # the same on every process
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4.2), sharex=True, sharey=True, layout="constrained")
+    for axis, (name, process) in zip(axes, processes.items(), strict=True):
+        parts = _parts(process)
+        for label, colour, names in KINDS:
+            axis.barh(names, [parts[k] for k in names], color=colour, label=label)
+        axis.plot([known[k] for k in ERRORS], ERRORS, "kD", markersize=4, label="that of an oracle")
+        for k, value in parts.items():
+            axis.text(1.5 * max(value, known.get(k, 0.0)), k, f"{value:.1g}", va="center", fontsize=8)
+        cut, end = (float(process.sigma(t) / process.alpha(t)) for t in (process.t_min, process.t_max))
+        axis.set_title(f"{name}: sigma/alpha from {cut:.2g} to {end:.3g}", fontsize=10)
+        axis.set(xscale="log", xlim=(3e-6, 60), xlabel="nats, mean over samples")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _parts(process: Process) -> dict[str, float]:
+    """Return the mean sizes of the parts for a model that is asked as a network is, against closed forms."""
+    law = PROBLEMS["digits64"].law(process)
+    x, data = law.sample(24, _generator(1)), moments(law.sample(2000, _generator(0)))
+    alpha = process.alpha(process.t_min)
+    noisy = law.log_prob(alpha * x, process.t_min) + x.shape[1] * torch.log(alpha)
+    runs = {name: log_likelihood(Blind(law), x, _nodes(n)) for name, n in zip(INTEGRATION, NODES, strict=True)}
+    runs |= {name: log_likelihood(Blind(law), x, _nodes(65), Hadamard(m), data) for name, m in _probes()}
+    runs[HELD] = log_likelihood(Blind(law), x, Dopri5(1e-5, 1e-5), Hutchinson(1))
+    last = runs[INTEGRATION[-1]]
+    share = law.log_prob(last.latent, process.t_max) - last.log_prior
+    found = {"time cut": law.log_prob(x) - noisy, "prior": share}
+    found |= {name: run.log_prob + share - noisy for name, run in runs.items()}
+    return {name: float(error.abs().mean()) for name, error in found.items()}
+
+
+def _known_parts(process: Process) -> dict[str, float]:
+    """Return the mean errors for the model itself."""
+    law = PROBLEMS["digits64"].law(process)
+    x = law.sample(24, _generator(1))
+    runs = {name: log_likelihood(law, x, _nodes(n)) for name, n in zip(INTEGRATION, NODES, strict=True)}
+    runs |= {name: log_likelihood(law, x, _nodes(65), Hadamard(m)) for name, m in _probes()}
+    return {name: float((run.corrected - law.log_prob(x)).abs().mean()) for name, run in runs.items()}
+
+
+def likelihood_calls(path: Path) -> None:
+    """Draw the error of log-likelihoods with an exact trace, and what is stated of it, against network calls."""
+    steps = [12, 16, 24, 32, 48, 64, 96, 128]
+    grids = {
+        "LimitedAdams, the default": [FixedGrid(LimitedAdams(), Quadratic(n)) for n in steps],
+        "DampedAdams": [FixedGrid(DampedAdams(), Quadratic(n)) for n in steps],
+        "RK4": [FixedGrid(RK4(), Quadratic(n // 4)) for n in steps if n > 16],
+        "Dopri5, which states none": [Dopri5(10.0**-k, 10.0**-k) for k in range(2, 7)],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True, layout="constrained")
+    for axis, (name, count) in zip(axes, {"digits64": 16, "rings2d": 64}.items(), strict=True):
+        law = PROBLEMS[name].law(VP())
+        x = law.sample(count, _generator(1))
+        for (label, integrators), colour in zip(grids.items(), ("C1", "C0", "C2", "0.4"), strict=True):
+            runs = [log_likelihood(law, x, integrator) for integrator in integrators]
+            errors = [float((run.corrected - law.log_prob(x)).abs().mean()) for run in runs]
+            calls = [run.nfe for run in runs]
+            axis.plot(calls, errors, color=colour, marker="o", markersize=4, label=label)
+            axis.plot(calls, [float(run.error.mean()) for run in runs], color=colour, linestyle="--", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel="network calls", title=name)
+        axis.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("nats: error, and dashed what is stated")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _nodes(count: int) -> FixedGrid:
+    return FixedGrid(grid=Quadratic(count - 1))
+
+
+def _probes() -> list[tuple[str, int]]:
+    return list(zip(TRACES, PROBES, strict=True))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def main() -> None:
     """Draw all."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "images")
@@ -113,6 +248,8 @@ def main() -> None:
     results = Path(__file__).parents[1] / "benchmarks" / "results"
     nfe_error(results / "nfe_error.jsonl", folder / "nfe_error.png")
     heat_map(trace(Method(ProbabilityFlow(), UniPC()), VP(), LogSNR(8)), folder / "plan.png")
+    likelihood_parts(folder / "likelihood_parts.png")
+    likelihood_calls(folder / "likelihood_calls.png")
 
 
 if __name__ == "__main__":

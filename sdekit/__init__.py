@@ -18,7 +18,20 @@ from sdekit.grid import (
     Trailing,
     Uniform,
 )
-from sdekit.likelihood import Dequantization, Dopri5, Exact, FixedGrid, Hutchinson, bits_per_dim, log_likelihood
+from sdekit.likelihood import (
+    Dequantization,
+    Dopri5,
+    Exact,
+    FixedGrid,
+    Hadamard,
+    Hutchinson,
+    bits_per_dim,
+    denoising_bound,
+    discrete_bound,
+    elbo,
+    log_likelihood,
+    log_likelihood_within,
+)
 from sdekit.methods import (
     DAMPED_ADAMS,
     DDIM,
@@ -79,6 +92,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Grid",
+    "Hadamard",
     "Heun",
     "Hutchinson",
     "Karras",
@@ -112,9 +126,13 @@ __all__ = [
     "V",
     "Velocity",
     "bits_per_dim",
+    "denoising_bound",
+    "discrete_bound",
+    "elbo",
     "encode",
     "law",
     "log_likelihood",
+    "log_likelihood_within",
     "method",
     "sample",
     "solve",

@@ -6,15 +6,30 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
-from sdekit import Grid, Process, Target, __version__, method
+from sdekit import Dequantization, Grid, Hadamard, Process, Target, __version__, method
+from sdekit.likelihood import Integrator, Trace
+from sdekit.likelihood.dequantizer import Dequantizer
 from sdekit.methods import METHODS
+from sdekit.study.scoring import INTEGRATOR
 
 RUNS = Path("runs/digits")
+DIGITS = {
+    "test": "test digits",
+    "shuffled": "shuffled pixels",
+    "noise": "uniform noise",
+    "train": "training digits",
+}
+"""Short names for the sets of `sdekit.demo`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f'sdekit {given.command}: {error}. The commands need: pip install "sdekit[demo]"', file=sys.stderr)
         return 2
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         print(f"sdekit {given.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -51,11 +66,42 @@ def _sample(given: argparse.Namespace) -> None:
 
 
 def _likelihood(given: argparse.Namespace) -> None:
-    from sdekit.demo import likelihoods
-    from sdekit.demo.page import likelihood_table
+    from sdekit.study.scoring import Scoring
     from sdekit.training import load
 
-    print(likelihood_table(likelihoods(load(given.model), given.count, given.seed)))
+    data, moments = _samples(given.data, given.seed)
+    trace = given.trace
+    if hasattr(trace, "seed"):
+        trace = replace(trace, seed=trace.seed + given.seed)
+    how = given.levels, given.integrator, trace, given.draws, given.seed
+    scoring = Scoring(load(given.model), data, *how, moments)
+    out = given.out or given.model.with_suffix(".likelihood.jsonl")
+    scores = scoring.run(out, given.batch, given.count, partial(tqdm, desc="likelihood", unit="batch"))
+    print(f"{scores.table()}\n\n{out}")
+    scores.plot(out.with_suffix(".png"))
+    print(out.with_suffix(".png"))
+
+
+def _samples(names: Sequence[str], seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the sets of samples by their names, and what the model was trained on if all are digits."""
+    files = {name: _read(Path(name)) for name in names if name not in DIGITS}
+    if len(files) == len(names):
+        return files, None
+    from sdekit.demo import TRAIN, sets
+
+    known = sets(seed)
+    chosen = {DIGITS.get(name, name): files[name] if name in files else known[DIGITS[name]] for name in names}
+    return chosen, None if files else known[TRAIN]
+
+
+def _read(path: Path) -> Tensor:
+    """Return the samples in a file, float32."""
+    if path.suffix not in (".npy", ".pt"):
+        raise ValueError(f"Data must be {', '.join(DIGITS)}, or a file that ends in .npy or .pt; got {path}.")
+    x = torch.from_numpy(np.load(path)) if path.suffix == ".npy" else torch.load(path, weights_only=True)
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{path} must hold one tensor of samples, (n, ...); it holds a {type(x).__name__}.")
+    return x.to(torch.float32)
 
 
 def _study(given: argparse.Namespace) -> None:
@@ -114,8 +160,27 @@ def _add_sample(commands: Any) -> None:
 
 
 def _add_likelihood(commands: Any) -> None:
-    command = _command(commands, "likelihood", _likelihood, "log-likelihoods of test digits, shuffled pixels and noise")
-    command.add_argument("--count", type=_count, default=100, help="images of each kind")
+    about = "log-likelihood of every sample, in a file row by row, with means and a histogram; resumes"
+    command = _command(commands, "likelihood", _likelihood, about)
+    sets = ["test", "shuffled", "noise"]
+    about = f"the digits {', '.join(DIGITS)}, or files of samples (n, ...), .npy or .pt"
+    command.add_argument("--data", nargs="+", default=sets, metavar="DATA", help=about)
+    command.add_argument("--count", type=_count, default=100, help="samples of each set, from its start")
+    command.add_argument(
+        "--levels",
+        type=_value(Dequantizer, Dequantization),
+        default="17",
+        help="how many levels from -1 to 1 the data lie on, or which and how they are dequantised, or Continuous",
+    )
+    command.add_argument("--draws", type=_count, default=1, help="of the dequantisation, for the multi-sample bound")
+    command.add_argument(
+        "--trace", type=_value(Trace, Hadamard), default="Exact", help="of the divergence; a number is that of probes"
+    )
+    command.add_argument("--integrator", type=_value(Integrator), default=INTEGRATOR, help="of the flow")
+    command.add_argument("--batch", type=_count, default=64, help="samples at a time")
+    command.add_argument(
+        "--out", type=Path, help="the rows, by default beside the model; the histogram lies beside them"
+    )
     _add_seed(command)
 
 
@@ -155,9 +220,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _value(kind: type[Any]) -> Callable[[str], Any]:
+def _value(kind: type[Any], of_number: Callable[[int], Any] | None = None) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
+            if of_number is not None and text.isdecimal():
+                return of_number(int(text))
             return kind.from_json(json.loads(text) if text.startswith("{") else {"type": text})
         except (ValueError, TypeError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error

@@ -37,6 +37,7 @@ from sdekit import (
     Velocity,
 )
 from sdekit._value import Value
+from sdekit.likelihood.dequantization import Variational
 from sdekit.plan import Row
 from sdekit.prediction import Target
 from sdekit.solvers import Constant
@@ -174,6 +175,7 @@ FIELDS: dict[str, Any] = {
     "process": st.just(VP()),
     "rows": st.just((Row(1.0), Row(0.5, ((0, 0.5),), ((0, 0.5),)))),
     "solver": st.sampled_from([sdekit.Euler(), sdekit.Exponential(3)]),
+    "std": number(0.01, 5),
     "steps": st.integers(1, 99),
     "t": number(0, 1),
 }
@@ -193,7 +195,7 @@ def values() -> list[type[Value]]:
             and not kind.__name__.startswith("_")
             and not inspect.isabstract(kind)
             and "__dataclass_fields__" in vars(kind)
-            and kind is not FromDrift  # which holds functions
+            and kind not in (FromDrift, Variational)  # which hold functions
         ):
             found.append(kind)
     return sorted(set(found), key=lambda kind: kind.__name__)

@@ -6,10 +6,12 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from sdekit.cli import main
+from sdekit.data import digits
 from sdekit.demo import demo, likelihoods, study, train
 from sdekit.study import Report
 from sdekit.training import load
@@ -61,10 +63,65 @@ def test_sample_draws_a_picture(model, tmp_path, options):
     assert min(size(out)) > 200
 
 
-def test_likelihood_prints_a_table(model, capsys):
-    assert main(["likelihood", "--model", str(model), "--count", "3"]) == 0
-    rows = re.findall(r"^\| ([a-z ]+) \| (-?[\d.]+) ± [\d.]+ \| ([\d.]+) ± [\d.]+ \|$", capsys.readouterr().out, re.M)
+def test_likelihood_writes_rows_a_table_and_a_plot(model, tmp_path, capsys):
+    command = ["likelihood", "--model", str(model), "--out", str(tmp_path / "rows.jsonl"), "--batch", "2"]
+    assert main([*command, "--count", "3"]) == 0
+    told = capsys.readouterr().out
+    rows = re.findall(r"^\| ([a-z ]+) \| (-?[\d.]+) ± [\d.]+ \| ([\d.]+) ± [\d.]+ \|$", told, re.M)
     assert [row[0] for row in rows] == ["test digits", "shuffled pixels", "uniform noise"]
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 9
+    assert min(size(tmp_path / "rows.png")) > 200
+    assert main([*command, "--count", "4", "--data", "train", "test"]) == 0
+    assert (tmp_path / "rows.jsonl").read_text().splitlines()[:9] == lines
+    names = [json.loads(line)["data"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()[9:]]
+    assert names == ["training digits"] * 4 + ["test digits"]
+
+
+def test_likelihood_reads_samples_from_files(model, tmp_path, capsys):
+    images = digits().test[:5]
+    torch.save(images, tmp_path / "a.pt")
+    np.save(tmp_path / "b.npy", (8 * (images + 1)).byte().numpy())
+    command = ["likelihood", "--model", str(model), "--batch", "3"]
+    levels = '{"type": "Dequantization", "levels": 17, "low": 0, "high": 16}'
+    assert main([*command, "--data", str(tmp_path / "a.pt"), "--out", str(tmp_path / "a.jsonl")]) == 0
+    assert "5 " + str(tmp_path / "a.pt") in capsys.readouterr().out
+    assert main([*command, "--data", str(tmp_path / "b.npy"), "--out", str(tmp_path / "b.jsonl")]) == 2
+    assert "b.npy, samples 0 to 2: Data must lie on the 17 levels from -1 to 1" in capsys.readouterr().err
+    rest = ["--levels", levels, "--trace", "2", "--integrator", '{"type": "FixedGrid", "solver": {"type": "Euler"}}']
+    assert main([*command, *rest, "--data", str(tmp_path / "b.npy"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    row = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[0])
+    assert row["settings"]["trace"]["probes"] == 2
+    assert row["stderr"] > 0
+    assert row["nfe"] == 32
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [("none.npy", "No such file"), ("a.csv", "a file that ends in .npy or .pt; got a.csv"), ("d.pt", "holds a dict")],
+)
+def test_samples_that_cannot_be_read_are_explained(model, tmp_path, monkeypatch, capsys, data, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": torch.zeros(2)}, "d.pt")
+    assert main(["likelihood", "--model", str(model), "--data", data]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_likelihoods_of_other_settings_are_not_mixed(model, tmp_path, capsys):
+    command = ["likelihood", "--model", str(model), "--out", str(tmp_path / "rows.jsonl"), "--count", "1"]
+    assert main([*command, "--data", "test"]) == 0
+    assert main([*command, "--data", "test", "--seed", "1"]) == 2
+    assert "seed 0 there, 1 here. Give another path" in capsys.readouterr().err
+
+
+def test_likelihoods_outlast_a_missing_package(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "rows.jsonl"
+    assert main(["likelihood", "--model", str(model), "--out", str(out), "--count", "2", "--data", "test"]) == 2
+    told = capsys.readouterr()
+    assert "| test digits |" in told.out
+    assert 'pip install "sdekit[demo]"' in told.err
+    assert len(out.read_text().splitlines()) == 2
 
 
 def test_study_writes_rows_a_table_and_a_plot(model, tmp_path, capsys):
@@ -107,7 +164,16 @@ def test_demo_makes_a_page(tmp_path, capsys):
     for row in re.findall(r"<tr>.*?</tr>", text):  # header and rows alike: a name, then a column for each figure
         assert len(re.findall(r"<t[hd]>", row)) in (2, 3)
     assert "<th></th><th>NFE 2</th>" in text
-    for name in ("digits.safetensors", "samples.png", "study.png", "study.jsonl", "study.md", "likelihood.md"):
+    for name in (
+        "digits.safetensors",
+        "samples.png",
+        "study.png",
+        "study.jsonl",
+        "study.md",
+        "likelihood.md",
+        "likelihood.jsonl",
+        "likelihood.png",
+    ):
         assert (tmp_path / name).stat().st_size > 0
     assert str(page) in capsys.readouterr().out
 
@@ -118,7 +184,8 @@ def test_the_demo_keeps_its_promise(tmp_path):
     trained = train(tmp_path / "model.safetensors")
     report = study(trained, tmp_path / "study.jsonl", budgets=(20,))
     assert report.entries[report.best(20), 20].mean < 2 * report.floor.mean
-    bits = {kind: float(values.mean()) for kind, values in likelihoods(trained, 20).bits.items()}
+    scores = likelihoods(trained, tmp_path / "likelihood.jsonl", 20)
+    bits = {name: scores.mean(name, "bits_per_dim").value for name in scores.names}
     assert bits["test digits"] + 3 < min(bits["shuffled pixels"], bits["uniform noise"])
 
 
@@ -131,6 +198,8 @@ def test_the_demo_keeps_its_promise(tmp_path):
         (["train", "--steps", "0"], "at least 1"),
         (["sample", "--method", "ddmi"], "invalid choice"),
         (["sample", "--grid", "Unifrom"], "Did you mean Uniform"),
+        (["likelihood", "--levels", "1"], "levels must be a whole number of at least 2"),
+        (["likelihood", "--trace", "Exakt"], "Did you mean Exact"),
         (["fly"], "invalid choice"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +14,6 @@ from sdekit import (
     DDPM,
     HEUN,
     VP,
-    Angular,
     Beta,
     Denoised,
     Denoiser,
@@ -29,12 +27,13 @@ from sdekit import (
     sample,
 )
 from sdekit.data import Images, digits
-from sdekit.likelihood import Dequantization, Exact, FixedGrid, log_likelihood
+from sdekit.likelihood import Dequantization
 from sdekit.methods import DAMPED_ADAMS, METHODS, DPMpp2M
 from sdekit.metrics import FrechetDistance, digit_features
 from sdekit.nets import MLP
-from sdekit.solvers import RK4
 from sdekit.study import Report, Sampler, Study
+from sdekit.study.scores import Scores
+from sdekit.study.scoring import Scoring
 from sdekit.training import LogNormal, Objective, Recipe, Trainer, load
 
 GRID = Denoised(LogSNR(20))
@@ -47,6 +46,7 @@ SAMPLERS: dict[str, Sampler] = {
     "the default": Sampler(DAMPED_ADAMS, Landed(Beta(20))),
 }
 LEVELS = Dequantization(levels=17)
+TRAIN = "training digits"
 
 
 def train(
@@ -96,33 +96,20 @@ def draw(
     return LEVELS.round(sample(model.given(label=labels), (len(labels), 1, 8, 8), method, grid, seed))
 
 
-@dataclass(frozen=True)
-class Likelihoods:
-    """Log-probabilities per image, shape (n,), of test digits and of what should be far less likely.
-
-    Attributes:
-        nats: by kind of image, the log-density in nats.
-        bits: by kind of image, bits per dimension.
-        nfe: network calls per image.
-    """
-
-    nats: dict[str, Tensor]
-    bits: dict[str, Tensor]
-    nfe: int
+def likelihoods(model: Denoiser, path: Path, count: int = 100, seed: int = 0) -> Scores:
+    """Score test digits, and what should be far less likely, in a file row by row; a run that was stopped goes on."""
+    kinds = {name: x for name, x in sets(seed).items() if name != TRAIN}
+    scoring = Scoring(model, kinds, LEVELS, seed=seed, moments=digits().train)
+    return scoring.run(path, count=count, progress=lambda batches: tqdm(batches, desc="likelihood", unit="batch"))
 
 
-def likelihoods(model: Denoiser, count: int = 100, seed: int = 0) -> Likelihoods:
-    """Return the log-likelihood of test digits, of the same with their pixels shuffled, and of uniform noise."""
-    images = digits().test[:count]
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = images.flatten(1)[:, torch.randperm(64, generator=generator)].reshape(images.shape)
-    noise = torch.randint(0, 17, images.shape, generator=generator) / 8 - 1
-    kinds = {"test digits": images, "shuffled pixels": shuffled, "uniform noise": noise}
-    nats, bits = {}, {}
-    for kind, x in tqdm(kinds.items(), desc="likelihood", unit="kind"):
-        result = log_likelihood(model, LEVELS.apply(x, seed), FixedGrid(RK4(), Angular(16)), Exact())
-        nats[kind], bits[kind] = result.log_prob, LEVELS.bits_per_dim(result.log_prob, 64)
-    return Likelihoods(nats, bits, result.nfe)
+def sets(seed: int = 0) -> dict[str, Tensor]:
+    """Return what a model of the digits can be asked about: the test digits, the same with their pixels shuffled (one
+    shuffle for all), uniform noise on their levels, and the training digits, shape (n, 1, 8, 8) each."""
+    data, generator = digits(), torch.Generator().manual_seed(seed)
+    shuffled = data.test.flatten(1)[:, torch.randperm(64, generator=generator)].reshape(data.test.shape)
+    noise = torch.randint(0, LEVELS.levels, data.test.shape, generator=generator) / 8 - 1
+    return {"test digits": data.test, "shuffled pixels": shuffled, "uniform noise": noise, TRAIN: data.train}
 
 
 def study(

@@ -12,6 +12,7 @@ from torchdiffeq import odeint
 
 from sdekit.likelihood.curve import score
 from sdekit.likelihood.integrate import Flow, Integral, Integrator, check
+from sdekit.likelihood.trace import Estimates
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class Adaptive(Integrator):
             if flow.nfe >= self.max_nfe:
                 raise RuntimeError(self._stuck(flow, at, f"{flow.nfe} network calls were made"))
             u, traces = flow(state[0], at, 0)
-            check(flow, float(at), u, traces)
-            return u, traces.T
+            check(flow, float(at), u, traces.forms)
+            return u, _values(traces).T
 
         first, traces = flow(start, at, 0)
         try:
             y, divergence = odeint(
                 slope,
-                (start, torch.zeros_like(traces.T)),
+                (start, torch.zeros_like(_values(traces).T)),
                 ends,
                 rtol=self.rtol,
                 atol=self.atol,
@@ -90,7 +91,7 @@ class Adaptive(Integrator):
             value=value,
             stderr=stderr,
             error=torch.full_like(stderr, torch.nan),
-            first=traces.mean(0),
+            first=_values(traces).mean(0),
             score=score(start, first, process.t_min),
         )
 
@@ -100,6 +101,10 @@ class Adaptive(Integrator):
             f"float64 can represent; at t={float(flow.straight.time(at)):.6g}, {why}. Loosen rtol and atol to what "
             "the precision of the model allows, evaluate it in float64, or use FixedGrid()."
         )
+
+
+def _values(traces: Estimates) -> Tensor:
+    return traces.forms if traces.control is None else traces.forms - traces.control
 
 
 def _worst(state: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ Reference: the linear minimum mean square error estimator, Wiener 1949; control 
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ RANK = 64
 DRAWS = 2000
 """The samples from which the moments of an exact model are found."""
 
-_MOMENTS: weakref.WeakKeyDictionary[Model, Gaussian] = weakref.WeakKeyDictionary()
+_MOMENTS: weakref.WeakKeyDictionary[Oracle, tuple[Any, Gaussian]] = weakref.WeakKeyDictionary()
+
+
+class Principal(Gaussian):
+    """A Gaussian of which the largest directions are known: too little to tell how random probes err."""
 
 
 class Linear(NamedTuple):
@@ -76,10 +80,11 @@ def moments(data: Tensor) -> Gaussian:
     """
     if len(data) < 2 or not data.is_floating_point() or not bool(data.isfinite().all()):
         raise ValueError(f"Moments need at least 2 finite floating-point samples; got shape {tuple(data.shape)}.")
-    process, rows = RectifiedFlow(t_min=0.0, t_max=1.0), data.detach().to(torch.float64).flatten(1)
+    process, rows = RectifiedFlow(t_min=0.0, t_max=1.0), data.detach().to(torch.float64).reshape(len(data), -1)
     n, dims = rows.shape
     if n > 2 * dims:
-        return Gaussian.fit(process, data.detach().to(torch.float64), Full, floor=1e-6)
+        fitted = Gaussian.fit(process, rows, Full, floor=1e-6)
+        return Gaussian(process, fitted.mean.reshape(data.shape[1:]), fitted.components.spectrum)
     centred = rows - rows.mean(0)
     total = float(centred.square().sum()) / n
     rank = min(RANK, (n - 1) // 2, dims - 1)
@@ -87,18 +92,31 @@ def moments(data: Tensor) -> Gaussian:
     variances = values[:rank] ** 2
     rest = variances.new_tensor([max((total - float(variances.sum())) / (dims - rank), 1e-6 * total / dims)])
     spectrum = Spectrum(torch.cat([variances.maximum(rest), rest])[None], directions[None, :rank])
-    return Gaussian(process, rows.mean(0).reshape(data.shape[1:]), spectrum)
+    return Principal(process, rows.mean(0).reshape(data.shape[1:]), spectrum)
 
 
-def known(model: Model, data: Tensor | Gaussian | None) -> Gaussian | None:
-    """Return the Gaussian of the data's moments: of `data`, or of draws of an exact model, or None."""
+def of_data(data: Tensor | Gaussian | None, shape: torch.Size) -> Gaussian | None:
+    """Return the Gaussian of the moments of `data`, or None without data, or with too few to have moments.
+
+    Raises:
+        ValueError: the data are not of the shape of the samples.
+    """
+    if data is None:
+        return None
+    found = data.shape if isinstance(data, Gaussian) else data.shape[1:]
+    if found != shape:
+        raise ValueError(f"Data must have the shape of the samples, {tuple(shape)}; got {tuple(found)}.")
     if isinstance(data, Gaussian):
         return data
-    if data is not None:
-        return moments(data) if len(data) > 1 else None
+    return moments(data) if len(data) > 1 and bool((data != data[:1]).any()) else None
+
+
+def of_model(model: Model) -> Gaussian | None:
+    """Return the Gaussian of the moments of draws of an exact model, or None for any other."""
     if not isinstance(model, Oracle):
         return None
-    if model not in _MOMENTS:
+    version = tuple((id(b), 0 if b.is_inference() else b._version) for b in model.buffers())
+    if _MOMENTS.get(model, (None,))[0] != version:
         draws = model.sample(DRAWS, torch.Generator(model.components.means.device).manual_seed(0))
-        _MOMENTS[model] = moments(draws)
-    return _MOMENTS[model]
+        _MOMENTS[model] = version, moments(draws)
+    return _MOMENTS[model][1]

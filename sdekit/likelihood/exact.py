@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit.likelihood.control import known
+from sdekit.likelihood.control import of_data, of_model
 from sdekit.likelihood.integrate import FixedGrid, Flow, Integrator
-from sdekit.likelihood.prior import prior_share
+from sdekit.likelihood.prior import Marginal, prior_share
 from sdekit.likelihood.straight import Straight
 from sdekit.likelihood.trace import Exact, Trace
-from sdekit.oracle import Gaussian
+from sdekit.oracle import Empirical, Gaussian
 from sdekit.prediction import Model
 
 
@@ -23,16 +23,15 @@ class Likelihood:
     """A log-likelihood and where its error is. All in nats, float64, shape (B,), but for `latent` and `nfe`.
 
     Attributes:
-        log_prob: log p_r(x) = log_prior + log_det, the density at x of data with the noise r = sigma/alpha of t_min on
-            it, under a flow that starts from the prior.
         log_prior: log N(latent; 0, sigma_T^2 I), with T = t_max.
-        log_det: the divergence of the velocity, integrated from t_min to t_max.
-        latent: the state at t_max, of the shape and dtype of x.
+        log_det: the divergence of the velocity, integrated from t_min to t_max, and d log alpha(t_min), since the flow
+            starts from alpha x.
+        latent: the state at t_max, of the shape and dtype of x; of an oracle the noise that x becomes, times sigma_T.
         nfe: calls of the network, forward. The divergence makes none of its own: it goes backward through the same
             calls, once per dimension (`Exact`) or once per probe.
         stderr: the standard error of log_prob from random probes, zero for an exact trace.
-        integration_error: an estimate of the error of integration, at least zero; NaN from an adaptive integrator,
-            which makes none.
+        integration_error: an estimate of the error of integration, at least zero; with random probes and no `data`, of
+            the states alone. NaN from an adaptive integrator, which makes none.
         prior_share: log p_T(latent) - log_prior, what log_prob lacks because the marginal at t_max is not the prior.
             Exact if the model knows its marginal (an oracle); else an estimate that takes the marginal for a Gaussian
             with the moments of the data, NaN for fewer than 2 of them.
@@ -40,7 +39,6 @@ class Likelihood:
             -r^2/2 (div s + |s|^2), by the heat equation.
     """
 
-    log_prob: Tensor
     log_prior: Tensor
     log_det: Tensor
     latent: Tensor
@@ -49,6 +47,13 @@ class Likelihood:
     integration_error: Tensor
     prior_share: Tensor
     cut_share: Tensor
+
+    @property
+    def log_prob(self) -> Tensor:
+        """log p_r(x) = log_prior + log_det, the density at x of data with the noise r = sigma/alpha of t_min on it,
+        under a flow that starts from the prior.
+        """
+        return self.log_prior + self.log_det
 
     @property
     def corrected(self) -> Tensor:
@@ -66,6 +71,12 @@ class Likelihood:
             raise ValueError(f"level must lie between 0 and 1; got {level!r}.")
         reach = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item() * self.error
         return self.log_prob - reach, self.log_prob + reach
+
+    def part(self, k: int) -> Likelihood:
+        """Return the result of sample `k` alone."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        one: dict[str, Any] = {name: v[k : k + 1] if isinstance(v, Tensor) else v for name, v in values.items()}
+        return Likelihood(**one)
 
     @staticmethod
     def joined(parts: list[Likelihood]) -> Likelihood:
@@ -104,8 +115,8 @@ def log_likelihood(
         integrator: `FixedGrid(grid=Quadratic(n))`, which makes n + 1 calls, or `Dopri5(rtol, atol)` and its like.
         trace: `Exact()`, or `Hadamard(probes)` where the dimension is large.
         data: draws of the data, shape (n, ...), or a `Gaussian` of their moments: a control variate for random traces
-            and the estimate of `prior_share`. By default draws of an exact model; otherwise there is no control
-            variate, and the moments for `prior_share` are those of `x`.
+            (with more than two draws for each dimension) and the estimate of `prior_share`. By default draws of an
+            exact model; otherwise there is no control variate, and the moments for `prior_share` are those of `x`.
         batch: how many samples go through the network at once.
 
     Raises:
@@ -116,17 +127,19 @@ def log_likelihood(
     Reference: Chen et al. 2018 (arXiv 1806.07366), theorem 1; Song et al. 2021 (arXiv 2011.13456), eq. 39.
 
     >>> from sdekit import VP
-    >>> from sdekit.oracle import Gaussian
+    >>> from sdekit.oracle import Empirical, Gaussian
     >>> result = log_likelihood(Gaussian(VP(), torch.zeros(2), 1.0), torch.zeros(1, 2))
     >>> result.log_prob  # - log(2 pi)
     tensor([-1.8379], dtype=torch.float64)
     """
-    _check(x, batch)
+    check_data(model, x, batch)
     keep = torch.is_grad_enabled() and x.requires_grad
     with torch.inference_mode(False), torch.set_grad_enabled(keep):
         x = x.clone() if x.is_inference() else x
-        moments, of_prior = known(model, data), known(model, x if data is None else data)
-        parts = [_one_batch(model, part, integrator, trace, (moments, of_prior)) for part in x.split(batch)]
+        given = of_data(data, x.shape[1:])
+        control = None if not trace.random else given if data is not None else of_model(model)
+        of_prior = None if isinstance(model, Marginal) else given if data is not None else of_data(x, x.shape[1:])
+        parts = [_one_batch(model, part, integrator, trace, (control, of_prior)) for part in x.split(batch)]
         return Likelihood.joined(parts)
 
 
@@ -136,17 +149,14 @@ def _one_batch(
     straight = Straight(model)
     first, last = straight.process.t_min, straight.process.t_max
     wide = x.to(torch.float64)
-    flow = Flow(straight, trace, x, moments[0] if trace.random else None)
+    flow = Flow(straight, trace, x, moments[0])
     found = integrator(flow, (1 - first) * wide)
     process, dims = model.process, x[0].numel()
     scale = float(process.sigma(process.t_max)) / last  # from the straight path's state to the model's own
     latent = scale * found.end
-    log_prior = process.prior().log_prob(latent.reshape(len(x), -1))
-    log_det = found.value + dims * (math.log1p(-first) + math.log(scale))
     return Likelihood(
-        log_prob=log_prior + log_det,
-        log_prior=log_prior,
-        log_det=log_det,
+        log_prior=process.prior().log_prob(latent.reshape(len(x), -1)),
+        log_det=found.value + dims * (math.log1p(-first) + math.log(scale)),
         latent=latent.to(x.dtype),
         nfe=flow.nfe,
         stderr=found.stderr,
@@ -165,12 +175,15 @@ def _cut(divergence: Tensor, score: Tensor, tau: float) -> Tensor:
     return -(tau**2) / 2 * (curvature + flat.square().sum(1)).detach()
 
 
-def _check(x: Tensor, batch: int) -> None:
+def check_data(model: Model, x: Tensor, batch: int) -> None:
+    """Raise an error if `x` is no batch of finite states, or the model has no density."""
+    if isinstance(model, Empirical):
+        raise TypeError("A set of points has no density, so Empirical has no likelihood; give its points a width.")
     if x.ndim < 1 or x.numel() == 0 or not x.is_floating_point():
         raise ValueError(
             f"x must be a batch (B, ...) of floating-point states, not empty; got {x.dtype}, shape {tuple(x.shape)}."
         )
-    if not isinstance(batch, int) or batch < 1:
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be a whole number of at least 1; got {batch!r}.")
     bad = (~x.detach().isfinite().reshape(len(x), -1).all(1)).nonzero().flatten().tolist()
     if bad:

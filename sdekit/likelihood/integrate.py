@@ -16,7 +16,7 @@ from sdekit.grid import Grid, Quadratic, Reversed, Times
 from sdekit.likelihood.control import Linear, linear
 from sdekit.likelihood.curve import Curve
 from sdekit.likelihood.straight import Straight
-from sdekit.likelihood.trace import Estimate, Trace, differentiated
+from sdekit.likelihood.trace import Estimate, Estimates, Trace, combined, differentiated
 from sdekit.methods import Method
 from sdekit.oracle import Gaussian
 from sdekit.prediction import Prediction, Velocity
@@ -47,17 +47,16 @@ class Flow:
         """Return the control variate at tau."""
         return None if self.control is None else linear(self.control, tau)
 
-    def __call__(self, y: Tensor, tau: Time, node: int) -> tuple[Tensor, Tensor]:
-        """Return u at the states `y`, (B, ...), and estimates of its divergence, (m, B)."""
+    def __call__(self, y: Tensor, tau: Time, node: int) -> tuple[Tensor, Estimates]:
+        """Return u at the states `y`, (B, ...), and estimates of its divergence."""
         self.nfe += self.straight.calls
         control = self.linear(as_time(tau))
-        u, found = differentiated(
+        return differentiated(
             lambda x: self.straight(x, tau).velocity,
             y,
             self.trace.chunk,
             lambda pull: self.estimate(pull, node, control),
         )
-        return u, found
 
 
 class Integral(NamedTuple):
@@ -93,9 +92,9 @@ class FixedGrid(Integrator):
     r"""Any solver of the probability flow on a grid, from data to noise.
 
     Every call of the network is a node where the divergence is found too, from the same call, and one more is made at
-    the end. The integral is the quadrature of `curve` through all nodes, so its order does not rest on the solver's:
-    what the states miss of the flow is made good. Random probes are drawn anew at every node, so that their errors
-    average out. A sample's value does not depend on its batch.
+    the end. The integral is a quadrature through all nodes, and for an exact model what the states miss of the flow is
+    made good by its score: see `curve`. Random probes are drawn anew at every node, so that their errors average out. A
+    sample's value does not depend on its batch.
 
     Args:
         solver: a solver that is deterministic; the default makes one call a step.
@@ -140,11 +139,11 @@ class FixedGrid(Integrator):
 
 
 class Node(NamedTuple):
-    """Where the model was asked, flattened to (B, d): the state, the velocity, and estimates of its divergence."""
+    """Where the model was asked: the state, the velocity, and estimates of its divergence."""
 
     y: Tensor
     velocity: Tensor
-    traces: Tensor
+    traces: Estimates
 
 
 class Recorder:
@@ -161,9 +160,8 @@ class Recorder:
         """Predict u at the states `y` and tau, 0-d."""
         u, traces = self.flow(y, tau, self.asked)
         self.asked += 1
-        check(self.flow, float(tau), u, traces)
-        kept = y.clone() if y.requires_grad else y.detach().clone()
-        self.nodes[float(tau)] = Node(kept.flatten(1), u.flatten(1), traces)
+        check(self.flow, float(tau), u, traces.forms)
+        self.nodes[float(tau)] = Node(y, u, traces)  # what is referred to, a run does not write into
         return Prediction(self.process, y, as_time(tau), u, Velocity())
 
 
@@ -182,23 +180,35 @@ def check(flow: Flow, tau: float, u: Tensor, traces: Tensor) -> None:
 def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
     """Return what the nodes of a path give."""
     taus = sorted(seen.nodes)
-    nodes = [seen.nodes[tau] for tau in taus]
-    traces = torch.stack([node.traces for node in nodes])
-    tau = torch.tensor(taus, dtype=torch.float64)
-    controls = [flow.linear(t) for t in tau]
-    known = None if None in controls else tau.new_tensor([[c.trace] for c in controls if c is not None])
-    smooth = traces.detach().mean(1) if known is None or not flow.trace.random else known
+    nodes = [seen.nodes[t] for t in taus]
+    found = _stacked([node.traces for node in nodes])
+    smooth = None if flow.trace.random else found.forms[:, 0].detach()
+    if flow.control is not None:
+        smooth = found.forms.new_tensor([[linear(flow.control, as_time(t)).trace] for t in taus])
     curve = Curve(
-        tau, torch.stack([n.y for n in nodes]), torch.stack([n.velocity for n in nodes]), traces, smooth.to(traces)
+        torch.tensor(taus, dtype=torch.float64),
+        torch.stack([node.y for node in nodes]).reshape(len(nodes), len(end), -1),
+        torch.stack([node.velocity for node in nodes]).reshape(len(nodes), len(end), -1),
+        smooth,
+        trust=0.0 if flow.straight.own else 1.0,
     )
-    value, stderr = flow.trace.integral(curve.weights().to(traces), traces, curve.y.shape[2])
-    if flow.trace.random:  # what is left of the noise of neighbouring nodes depends on their weights
-        stderr = torch.hypot(stderr, curve.change(traces.detach().mean(1) - curve.smooth))
+    weights = curve.weights()
+    traces = combined(weights, found)
+    even = torch.zeros_like(weights) if flow.control is None or smooth is None else smooth[:, 0]  # no part of the noise
+    noisy = traces - even[:, None, None]
+    value, stderr = flow.trace.integral(weights, noisy, curve.y.shape[2])
+    if flow.trace.random:  # what neighbouring nodes leave of each other's noise depends on their weights
+        stderr = torch.where(stderr == 0, 0.0, torch.hypot(stderr, curve.change(noisy.detach().mean(1))))
     return Integral(
         end=nodes[-1].y.reshape(end.shape),
-        value=value + curve.correction(),
+        value=value + weights @ even + curve.correction(),
         stderr=stderr,
         error=curve.error(),
         first=traces[0].mean(0),
-        score=curve.scores()[0].reshape(end.shape),
+        score=curve.scores[0].reshape(end.shape),
     )
+
+
+def _stacked(estimates: list[Estimates]) -> Estimates:
+    controls = [one.control for one in estimates if one.control is not None]
+    return Estimates(torch.stack([one.forms for one in estimates]), torch.stack(controls) if controls else None)

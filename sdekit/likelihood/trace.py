@@ -10,21 +10,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sdekit._value import Value
-from sdekit.likelihood.control import Linear
+from sdekit.likelihood.control import Linear, Principal
 from sdekit.likelihood.probes import Probe, Rademacher
 from sdekit.noise import content
 
 Pull: TypeAlias = Callable[[Tensor], Tensor]
 """Vectors v, shape (n, B or 1, ...), to J'v, shape (n, B, ...)."""
 
-Estimate: TypeAlias = Callable[[Pull, int, Linear | None], Tensor]
-"""Called with a pull, the number of the node and a control variate, it returns estimates of the trace, (m, B)."""
+
+class Estimates(NamedTuple):
+    """Estimates of a trace at a node, or at K of them: shape (m, B) or (K, m, B), float64.
+
+    Attributes:
+        forms: the estimates.
+        control: those that the same probes give of the control variate, less its trace: of mean zero; or None.
+    """
+
+    forms: Tensor
+    control: Tensor | None = None
+
+
+Estimate: TypeAlias = Callable[[Pull, int, Linear | None], Estimates]
+"""Called with a pull, the number of the node and a control variate, it returns estimates of the trace."""
+
+
+STENCIL = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
+"""Fourth differences, which leave of a smooth sequence nothing but noise."""
+
+
+SINGLE = 1.2
+"""By how much jumps from node to node fall short of a variance, for they have also found the share of the control."""
 
 
 class Trace(Value, ABC):
@@ -69,20 +90,21 @@ class Trace(Value, ABC):
         Raises:
             ValueError: the drift carries no graph back to `x`.
         """
-        return differentiated(drift, x, self.chunk, lambda pull: (estimate or self.on(x))(pull, node, None))
+        value, found = differentiated(drift, x, self.chunk, lambda pull: (estimate or self.on(x))(pull, node, None))
+        return value, found.forms
 
 
 def differentiated(
-    drift: Callable[[Tensor], Tensor], x: Tensor, chunk: int, estimate: Callable[[Pull], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the drift at `x` and an estimate made from pulls through it, with their graphs if grad mode is on."""
+    drift: Callable[[Tensor], Tensor], x: Tensor, chunk: int, estimate: Callable[[Pull], Estimates]
+) -> tuple[Tensor, Estimates]:
+    """Return the drift at `x` and estimates made from pulls through it, with their graphs if grad mode is on."""
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if keep and x.requires_grad else x.detach().requires_grad_()
         value = drift(x)
         require_graph(value)
         found = estimate(_pull(value, x, chunk, keep))
-    return (value, found) if keep else (value.detach(), found.detach())
+    return (value, found) if keep else (value.detach(), Estimates(found.forms.detach(), found.control))
 
 
 def require_graph(answer: Tensor) -> None:
@@ -111,7 +133,8 @@ def _pull(value: Tensor, x: Tensor, chunk: int, keep: bool) -> Pull:
 
 def forms(v: Tensor, image: Tensor) -> Tensor:
     """Return the inner products of vectors, shape (n, B, ...), sample by sample: shape (n, B), float64."""
-    return (v * image).flatten(2).sum(2, dtype=torch.float64) if v.ndim > 2 else (v * image).to(torch.float64)
+    product = v * image
+    return product.reshape(*product.shape[:2], -1).sum(2, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -135,13 +158,13 @@ class Exact(Trace):
     def on(self, x: Tensor) -> Estimate:
         size, shape = x[0].numel(), x.shape[1:]
 
-        def estimate(pull: Pull, node: int, control: Linear | None) -> Tensor:
+        def estimate(pull: Pull, node: int, control: Linear | None) -> Estimates:
             total = x.new_zeros(len(x), dtype=torch.float64)
             for first in range(0, size, self.chunk):
                 which = torch.arange(first, min(first + self.chunk, size), device=x.device)
                 basis = torch.nn.functional.one_hot(which, size).to(x.dtype).reshape(-1, 1, *shape)
                 total = total + forms(basis, pull(basis)).sum(0)
-            return total[None]
+            return Estimates(total[None])
 
         return estimate
 
@@ -154,8 +177,8 @@ class Exact(Trace):
 class Hutchinson(Trace):
     """Unbiased estimates u' J u of the divergence with random probes u, one pass backward each.
 
-    With a control variate W it is tr W + u' (J - W) u. A sample's probes are a function of the seed, the sample itself,
-    the evaluation and the probe's number: not of its batch.
+    With a control variate W it is u' J u - beta (u' W u - tr W). A sample's probes are a function of the seed, the
+    sample itself, the evaluation and the probe's number: not of its batch.
 
     The standard error is found from the spread of the probes of each node, and for a single probe from how the
     estimates jump from node to node, where the trace itself is smooth (fourth differences).
@@ -184,7 +207,7 @@ class Hutchinson(Trace):
     def on(self, x: Tensor) -> Estimate:
         keys, size = content(x), x[0].numel()
 
-        def estimate(pull: Pull, node: int, control: Linear | None) -> Tensor:
+        def estimate(pull: Pull, node: int, control: Linear | None) -> Estimates:
             drawn = [self.probe(keys, (self.seed, node, k), size) for k in range(self.probes)]
             return controlled(torch.stack(drawn).to(x.dtype).reshape(-1, *x.shape), pull, control)
 
@@ -195,18 +218,41 @@ class Hutchinson(Trace):
         return total, independent_error(weights, estimates.detach())
 
 
-def controlled(probes: Tensor, pull: Pull, control: Linear | None) -> Tensor:
-    """Return u' (J - W) u + tr W for probes, shape (m, B, ...): shape (m, B)."""
-    image = pull(probes)
+def controlled(probes: Tensor, pull: Pull, control: Linear | None) -> Estimates:
+    """Return u' J u and, unless W is known in some directions alone, u' W u - tr W for probes, shape (m, B, ...)."""
+    found = forms(probes, pull(probes))
+    if control is None or isinstance(control.gaussian, Principal):
+        return Estimates(found)
+    return Estimates(found, forms(probes, control(probes)) - control.trace)
+
+
+def combined(weights: Tensor, estimates: Estimates) -> Tensor:
+    """Return the estimates less beta times their control variates, shape (K, m, B), for the nodes of a path.
+
+    The one beta of a sample, from 0 to 1.2, is what leaves the least variance of the weighted sum, as far as the
+    estimates themselves tell: the ratio of covariance and variance, from the probes of a node, or from fourth
+    differences. (What this biases the sum by is its standard error over the number of estimates.)
+    """
+    forms, control = estimates
     if control is None:
-        return forms(probes, image)
-    return forms(probes, image - control(probes)) + control.trace
+        return forms
+    if len(forms) < len(STENCIL):  # too few to tell
+        return forms - control
+    found = forms.detach()
+    if forms.shape[1] > 1:
+        apart = [v - v.mean(1, keepdim=True) for v in (found, control)]
+    else:
+        apart = [torch.einsum("kmbj,j->kmb", v.unfold(0, 5, 1), STENCIL.to(v)) for v in (found, control)]
+    squared = weights[(len(weights) - len(apart[0])) // 2 :][: len(apart[0])] ** 2
+    shared, own = (torch.einsum("k,kmb->b", squared, v * apart[1]) for v in apart)
+    beta: Tensor = (shared / own.clamp(min=1e-300)).clamp(0, 1.2)
+    return forms - beta * control
 
 
 def independent_error(weights: Tensor, estimates: Tensor) -> Tensor:
     """Return the standard error of a weighted sum of means of independent estimates, (K, m, B): shape (B,)."""
     count = estimates.shape[1]
-    variances = estimates.var(1) / count if count > 1 else jumps(estimates[:, 0])
+    variances = estimates.var(1) / count if count > 1 else SINGLE * jumps(estimates[:, 0])
     error: Tensor = torch.einsum("k,kb->b", weights**2, variances).sqrt()
     return error
 
@@ -215,8 +261,7 @@ def jumps(values: Tensor) -> Tensor:
     """Return the variances of the noise on a smooth sequence, (K, B), from fourth differences; NaN for fewer than 5."""
     if len(values) < 5:
         return torch.full_like(values, torch.nan)
-    stencil = values.new_tensor([1.0, -4.0, 6.0, -4.0, 1.0])
-    found = torch.einsum("kbj,j->kb", values.unfold(0, 5, 1), stencil) ** 2 / stencil.square().sum()
+    found = torch.einsum("kbj,j->kb", values.unfold(0, 5, 1), STENCIL.to(values)) ** 2 / STENCIL.square().sum()
     return torch.cat([found[:1], found[:1], found, found[-1:], found[-1:]])
 
 

@@ -100,33 +100,22 @@ class DampedAdams(Solver):
 
 def _integrated(y: Tensor, known: Values, end: Tensor, damping: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Tensor:
     """Return y plus the integral, from the first tau to `end`, of Newton's polynomial with its terms damped."""
-    known = distinct(known)
-    terms = newton([tau for _, tau in known], end)
-    weights = [torch.zeros_like(end) for _ in known]
-    for damp, term in zip(damping, terms, strict=False):
-        for k, weight in enumerate(term):
-            weights[k] = weights[k] + damp * weight
-    for weight, (value, _) in zip(weights, known, strict=True):
-        y = y + weight * value
-    return y
-
-
-def distinct(known: Values) -> Values:
-    """Return the values without those at a place that came before: a step of no length leaves two at one."""
-    return [pair for k, pair in enumerate(known) if not any(bool(pair[1] == tau) for _, tau in known[:k])]
-
-
-def newton(taus: list[Tensor], end: Tensor) -> list[list[Tensor]]:
-    """Return the terms of the integral, from the first tau to `end`, of Newton's polynomial through values at `taus`:
-    for each its weights of the first values, one more than in the term before.
-    """
+    taus: list[Tensor] = []
+    values: list[Tensor] = []
+    for value, tau in known:
+        if tau not in taus:  # a step of no length leaves two values at one place
+            taus.append(tau)
+            values.append(value)
     rise = end - taus[0]
     places, shares = gauss(1)
     at = taus[0] + rise * places
-    basis, terms = torch.ones_like(places), []
-    for j, tau in enumerate(taus):
-        integral = rise * (shares * basis).sum()
-        divided = [math.prod(taus[k] - taus[i] for i in range(j + 1) if i != k) for k in range(j + 1)]
-        terms.append([integral / difference for difference in divided])  # of the divided difference
-        basis = basis * (at - tau)
-    return terms
+    basis = torch.ones_like(places)
+    weights = [torch.zeros_like(rise) for _ in taus]
+    for j, damp in zip(range(len(taus)), damping, strict=False):
+        integral = damp * rise * (shares * basis).sum()
+        for k in range(j + 1):  # the divided difference through the first j + 1 values
+            weights[k] = weights[k] + integral / math.prod(taus[k] - taus[i] for i in range(j + 1) if i != k)
+        basis = basis * (at - taus[j])
+    for weight, value in zip(weights, values, strict=True):
+        y = y + weight * value
+    return y
