@@ -60,7 +60,7 @@ def _by_steps(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise 
     health = Health(x)
     health.check(x, "start", float(times[0]))
     yield Solution(x, float(times[0]), 0)
-    of_step = (noise or Keyed()).on(system, x, times.tolist())
+    of_step = (noise or Keyed()).along(system, x, times.tolist())
     for k, (state, s, _) in enumerate(march(system, method.solver, x, times, of_step), start=1):
         health.check(state, f"step {k} of {len(times) - 1}", float(s))
         yield Solution(state, float(s), system.nfe)

@@ -93,7 +93,7 @@ def test_likelihood_reads_samples_from_files(model, tmp_path, capsys):
     row = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[0])
     assert row["settings"]["trace"]["probes"] == 2
     assert row["stderr"] > 0
-    assert row["nfe"] == 32
+    assert row["nfe"] == 65
 
 
 @pytest.mark.parametrize(

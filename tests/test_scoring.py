@@ -21,7 +21,7 @@ from tests.strategies import normal
 LEVELS = Dequantization(9)
 MEANS = torch.tensor([[-0.5, 0.2, 0.0], [0.4, -0.3, 0.6]], dtype=torch.float64)
 MODEL = GaussianMixture(VP(), MEANS, 0.3)
-GRID = FixedGrid(grid=Angular(6))
+GRID = FixedGrid(grid=Angular(24))
 
 
 def data(n: int = 11, seed: int = 0) -> Tensor:
@@ -41,7 +41,7 @@ def test_rows_say_what_the_likelihood_says(tmp_path: Path) -> None:
     for key in ("log_prob", "log_prior", "log_det", "prior_share"):
         torch.testing.assert_close(scores.column("data", key), getattr(result, key), rtol=0, atol=1e-10)
     torch.testing.assert_close(scores.column("data", "bits_per_dim"), LEVELS.bits_per_dim(result.log_prob, 3))
-    assert scores.column("data", "nfe").unique().tolist() == [24]
+    assert scores.column("data", "nfe").unique().tolist() == [25]
     assert scores.column("data", "draws_stderr").isnan().all()  # one draw says nothing of its error
     assert scores.rows == Scores.read(tmp_path / "deep" / "scores.jsonl").rows
 
@@ -120,7 +120,7 @@ def test_several_draws_are_the_multi_sample_bound(tmp_path: Path) -> None:
     torch.testing.assert_close(scores.column("data", "log_mass"), mass.log_mass, rtol=0, atol=1e-10)
     torch.testing.assert_close(scores.column("data", "draws_stderr"), mass.stderr, rtol=0, atol=1e-10)
     torch.testing.assert_close(scores.column("data", "bits_per_dim"), mass.bits_per_dim, rtol=0, atol=1e-10)
-    assert scores.column("data", "nfe").unique().tolist() == [5 * 24]
+    assert scores.column("data", "nfe").unique().tolist() == [5 * 25]
 
 
 def test_a_failure_is_named_and_keeps_what_there_is(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_table_and_a_histogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lines = scores.table().splitlines()
     assert lines[2] == f"| data | {scores.mean('data')} | {scores.mean('data', 'bits_per_dim')} |"
     assert "11 data, 5 noise; ± 95% over samples." in lines[5]
-    assert "24 network calls a sample, share of the prior" in lines[6]
+    assert "25 network calls a sample, of integration" in lines[6]
     axes = scores.plot(tmp_path / "scores.png").axes[0]
     assert (tmp_path / "scores.png").stat().st_size > 1000
     assert sum(bar.get_height() for bars in axes.containers for bar in bars) == 16

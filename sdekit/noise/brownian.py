@@ -40,7 +40,10 @@ class BrownianPath(Noise):
 
     depth: int = 16
 
-    def on(self, system: System, x: Tensor, times: Sequence[float] = ()) -> Callable[[int], Draw]:
+    def on(self, system: System, x: Tensor) -> Callable[[int], Draw]:
+        return self.along(system, x, ())
+
+    def along(self, system: System, x: Tensor, times: Sequence[float]) -> Callable[[int], Draw]:
         path = None if system.eta == 0 else _Path(self, system, x, times)
 
         def of_step(k: int) -> Draw:

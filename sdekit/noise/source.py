@@ -45,12 +45,15 @@ class Noise(Value, ABC):
         return standard_normal(like, self.first, (self.seed, 0, 0))
 
     @abstractmethod
-    def on(self, system: System, x: Tensor, times: Sequence[float] = ()) -> Callable[[int], Draw]:
-        """Return, for a run of `system` from the batch `x`, the function from a step's number to its `Draw`.
+    def on(self, system: System, x: Tensor) -> Callable[[int], Draw]:
+        """Return, for a run of `system` from the batch `x`, the function from a step's number to its `Draw`."""
 
-        `times` are those that the run will ask for, in its order, as far as they are known: what can be prepared for
-        all at once is. They change nothing else.
+    def along(self, system: System, x: Tensor, times: Sequence[float]) -> Callable[[int], Draw]:
+        """Return the same for a run that will ask for these times, as far as they are known.
+
+        What can be prepared for all of them at once may be; the noise is the same.
         """
+        return self.on(system, x)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Keyed(Noise):
 
     step: int = 0
 
-    def on(self, system: System, x: Tensor, times: Sequence[float] = ()) -> Callable[[int], Draw]:
+    def on(self, system: System, x: Tensor) -> Callable[[int], Draw]:
         def of_step(k: int) -> Draw:
             count = itertools.count()
             return lambda t, s: standard_normal(x, self.first, (self.seed, 1 + self.step + k, next(count)))

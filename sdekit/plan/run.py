@@ -155,7 +155,7 @@ class _Draws:
     def __init__(self, plan: Plan, model: Model, x: Tensor, noise: Noise) -> None:
         self.draws = plan.draws
         times = list(dict.fromkeys(time for _, t, s in plan.draws for time in (t, s)))
-        self.of_step = noise.on(plan.equation.of(model), x, times) if times else None
+        self.of_step = noise.along(plan.equation.of(model), x, times) if times else None
         self.uses = Counter(j for row in plan.rows for j, _ in row.noises)
         self.step = -1
         self.ready: dict[int, Tensor] = {}
