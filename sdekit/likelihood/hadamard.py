@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit.likelihood.control import Linear
 from sdekit.likelihood.probes import signs
-from sdekit.likelihood.trace import Estimate, Estimates, Pull, Trace, at_least_one, controlled, forms, independent_error
+from sdekit.likelihood.trace import Estimate, Estimates, Probing, Pull, controlled, forms
 from sdekit.noise import content, hashed, normals
 
 COVERED = 0.4
@@ -22,7 +22,7 @@ MANY = 2.5
 
 
 @dataclass(frozen=True)
-class Hadamard(Trace):
+class Hadamard(Probing):
     r"""Columns of a randomly signed Hadamard matrix H, other ones at every node, until all have come, and again.
 
     With random signs s, u_j = s H_j is a probe as good as random signs; and since \sum_j u_j u_j' = D I, the forms of
@@ -53,10 +53,6 @@ class Hadamard(Trace):
     seed: int = 0
     chunk: int = 32
 
-    def __post_init__(self) -> None:
-        at_least_one("probes", self.probes)
-        at_least_one("chunk", self.chunk)
-
     def on(self, x: Tensor) -> Estimate:
         keys, size = content(x), x[0].numel()
         columns, count = _columns(size), self._count(size)
@@ -74,16 +70,14 @@ class Hadamard(Trace):
 
     def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
         count, columns = estimates.shape[1], _columns(size)
-        total = torch.einsum("k,kmb->b", weights, estimates) / count
-        found = estimates.detach()
-        apart = independent_error(weights, found)
+        total, apart = super().integral(weights, estimates, size)
         rounds = len(weights) * count / columns
         if count == columns:
             return total, torch.zeros_like(apart)
         usual = math.exp(-COVERED * min(rounds, MANY) / 2)
         if rounds < MANY:
             return total, usual * apart
-        share = _alternating(weights, found, _round(columns, count)) / apart.square().clamp(min=1e-300)
+        share = _alternating(weights, estimates.detach(), _round(columns, count)) / apart.square().clamp(min=1e-300)
         return total, apart * (_fallen(share.clamp(max=1.0)) ** 0.935).clamp(max=usual)
 
     def _count(self, size: int) -> int:
@@ -125,7 +119,7 @@ def _fallen(share: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HutchPP(Trace):
+class HutchPP(Probing):
     """Hutch++: a third of the probes finds the directions of the largest images, another the trace in them exactly, and
     the last estimates what is left. At each node anew, without a control variate. Gradients
     take the directions for fixed.
@@ -146,8 +140,7 @@ class HutchPP(Trace):
     chunk: int = 32
 
     def __post_init__(self) -> None:
-        at_least_one("probes", self.probes)
-        at_least_one("chunk", self.chunk)
+        super().__post_init__()
         if self.probes % 3:
             raise ValueError(f"Hutch++ takes its probes in three equal parts; got probes={self.probes}. Use 6, 9, 12.")
 
@@ -169,7 +162,3 @@ class HutchPP(Trace):
             return Estimates(inside + outside)
 
         return estimate
-
-    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        total = torch.einsum("k,kmb->b", weights, estimates) / estimates.shape[1]
-        return total, independent_error(weights, estimates.detach())

@@ -173,8 +173,22 @@ class Exact(Trace):
         return total, torch.zeros_like(total)
 
 
+class Probing(Trace):
+    """Estimates from random probes: their mean, with the error of independent ones."""
+
+    probes: int
+
+    def __post_init__(self) -> None:
+        at_least_one("probes", self.probes)
+        at_least_one("chunk", self.chunk)
+
+    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        total = torch.einsum("k,kmb->b", weights, estimates) / estimates.shape[1]
+        return total, independent_error(weights, estimates.detach())
+
+
 @dataclass(frozen=True)
-class Hutchinson(Trace):
+class Hutchinson(Probing):
     """Unbiased estimates u' J u of the divergence with random probes u, one pass backward each.
 
     With a control variate W it is u' J u - beta (u' W u - tr W). A sample's probes are a function of the seed, the
@@ -200,10 +214,6 @@ class Hutchinson(Trace):
     seed: int = 0
     chunk: int = 32
 
-    def __post_init__(self) -> None:
-        at_least_one("probes", self.probes)
-        at_least_one("chunk", self.chunk)
-
     def on(self, x: Tensor) -> Estimate:
         keys, size = content(x), x[0].numel()
 
@@ -212,10 +222,6 @@ class Hutchinson(Trace):
             return controlled(torch.stack(drawn).to(x.dtype).reshape(-1, *x.shape), pull, control)
 
         return estimate
-
-    def integral(self, weights: Tensor, estimates: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        total = torch.einsum("k,kmb->b", weights, estimates) / estimates.shape[1]
-        return total, independent_error(weights, estimates.detach())
 
 
 def controlled(probes: Tensor, pull: Pull, control: Linear | None) -> Estimates:

@@ -181,9 +181,8 @@ class _Path:
         rows[:, 2, 0], rows[:, 3, 1] = np.sqrt(hi - lo), np.sqrt((hi - lo) / 12)
         parts = np.empty((depth + 1, count, 2))
         for k in range(depth + 1):
-            parts[k] = np.stack([clocks[k] - lo, hi - clocks[k]], 1).clip(
-                0
-            )  # beside a node, the clock may round across
+            # beside a node the clock may round across
+            parts[k] = np.stack([clocks[k] - lo, hi - clocks[k]], 1).clip(0)
             lo, hi = np.where(uppers[k], clocks[k], lo), np.where(uppers[k], hi, clocks[k])
         keep, fresh = _halves(parts, uppers)
         for k in range(depth):
