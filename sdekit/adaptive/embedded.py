@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sdekit._broadcast import like
-from sdekit.adaptive import control
 from sdekit.adaptive.batch import finite, of_samples
+from sdekit.adaptive.control import RETRIES, SMALLEST, STRETCH, after_failure, after_success
+from sdekit.adaptive.control import first as first_step
 from sdekit.adaptive.outcome import Adapted, Control, Status, check_tolerances
 from sdekit.adaptive.pairs import PAIRS, Flow, Pair, Span
 from sdekit.adaptive.paths import AnswerPath, OnVelocity, scale
@@ -111,7 +112,7 @@ class _Run:
         self.pair = PAIRS[self.how.order if inner else min(self.how.order, INNER)]
         self.u = path.at(self.process, self.t)
         self.u_end = path.at(self.process, torch.tensor(end, dtype=torch.float64))
-        first = path.pace * control.first(max(self.how.rtol, self.how.atol), self.pair.order)
+        first = path.pace * first_step(max(self.how.rtol, self.how.atol), self.pair.order)
         self.h = torch.full_like(self.u, first)  # without its sign
         self.before = torch.ones_like(self.u)
         self.failures, self.bad = (torch.zeros(len(self.u), dtype=torch.long) for _ in range(2))
@@ -149,7 +150,7 @@ class _Run:
     def _attempt(self, which: Tensor) -> None:
         rows, t, u = which.to(self.x.device), self.t[which], self.u[which]
         left = self.u_end - u
-        last = self.h[which] * control.STRETCH >= left.abs()
+        last = self.h[which] * STRETCH >= left.abs()
         h = torch.where(last, left, left.sign() * self.h[which])
         s = torch.where(last, self.end, self.path.time(self.process, torch.where(last, u, u + h)))
         flow = Flow(self.path, self.process, lambda x, at: self._ask(which, x, at))
@@ -167,14 +168,14 @@ class _Run:
         size, ratio = self._measure(self.x[which.to(there.device)], span, there, error)
         good = ratio <= 1
         kept, rejected = which[good], which[~good]
-        grown = control.after_success(ratio, self.before[which], self.failures[which] > 0, order)
-        self.h[which] = span.h.abs() * torch.where(good, grown, control.after_failure(ratio, order))
+        grown = after_success(ratio, self.before[which], self.failures[which] > 0, order)
+        self.h[which] = span.h.abs() * torch.where(good, grown, after_failure(ratio, order))
         self.failures[which] = torch.where(good, 0, self.failures[which] + 1)
         self.bad[which] = torch.where(ratio.isfinite(), 0, self.bad[which] + 1)
         self.t[kept], self.u[kept], self.before[kept] = span.s[good], (span.u + span.h)[good], ratio[good]
         self.error[kept] += size[good]
-        self.status[rejected[self.h[rejected] < control.SMALLEST]] = int(Status.STUCK)
-        self.status[rejected[self.bad[rejected] > control.RETRIES]] = int(Status.NOT_FINITE)
+        self.status[rejected[self.h[rejected] < SMALLEST]] = int(Status.STUCK)
+        self.status[rejected[self.bad[rejected] > RETRIES]] = int(Status.NOT_FINITE)
         return good
 
     def _measure(self, x: Tensor, span: Span, there: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
