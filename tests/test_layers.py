@@ -27,14 +27,16 @@ nets
 data
 metrics
 prediction
-denoiser guidance oracle
+denoiser oracle
+guidance
 equation
 grid noise
 solvers
 methods
 plan
 sample
-adaptive likelihood training
+adaptive likelihood
+training
 study
 sdekit
 demo
@@ -50,7 +52,7 @@ MAX_FIELDS = 8
 MAX_IMPORT_SECONDS = 1.5
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-OPTIONAL = {"torchvision", "sklearn", "matplotlib", "diffusers"}
+OPTIONAL = {"torchvision", "sklearn", "matplotlib", "diffusers", "accelerate", "mlxtend", "skimage", "tensorboard", "PIL"}
 
 
 # Reading the sources --------------------------------------------------------------------------------------------------
