@@ -148,7 +148,8 @@ def ladder(dims: int) -> list[tuple[int, int]]:
     if dims <= 2:
         return [(65, 1), (65, 4)]
     if dims < 1000:
-        return [(33, 1), (33, 2), (33, 4), (49, 1), (49, 2), (49, 4), (65, 1), (65, 2), (65, 4), (65, 8), (65, 16)]
+        few = [(nodes, probes) for nodes in (17, 21, 25, 33, 49) for probes in (1, 2, 4)]
+        return [*few, *((65, probes) for probes in (1, 2, 4, 8, 16))]
     return [(25, 1), (33, 1), (49, 1), (65, 1), (65, 2), (97, 1), (65, 4), (97, 4), (129, 4), (97, 8)]
 
 

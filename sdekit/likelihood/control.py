@@ -53,6 +53,14 @@ class Linear(NamedTuple):
             out = gain[-1] * rows + law.spectrum.lift((gain[:-1] - gain[-1]) * along)
         return out.to(v).reshape(v.shape)
 
+    def form(self, v: Tensor) -> Tensor:
+        """Return v' W v for vectors `v`, shape (n, B, ...): shape (n, B), float64."""
+        law, rows = self.gaussian.components, v.reshape(v.shape[0] * v.shape[1], -1).to(torch.float64)
+        gain, along = self.gain(self.tau, law.spectrum.values[0]), law.spectrum.project(rows)[:, 0].square()
+        if law.spectrum.complete:
+            return (along @ gain).reshape(v.shape[:2])
+        return (gain[-1] * rows.square().sum(1) + along @ (gain[:-1] - gain[-1])).reshape(v.shape[:2])
+
     @staticmethod
     def gain(tau: Tensor, variances: Tensor) -> Tensor:
         """Return the eigenvalues of W."""
@@ -61,10 +69,15 @@ class Linear(NamedTuple):
 
 
 def linear(gaussian: Gaussian, tau: Tensor) -> Linear:
-    """Return W at tau."""
-    spectrum, tau = gaussian.components.spectrum, as_time(tau).detach()
-    trace = (spectrum.counts * Linear.gain(tau, spectrum.values[0])).sum()
-    return Linear(gaussian, tau, float(trace))
+    """Return W at tau, 0-d."""
+    tau = as_time(tau).detach()
+    return Linear(gaussian, tau, float(traces(gaussian, tau[None])))
+
+
+def traces(gaussian: Gaussian, taus: Tensor) -> Tensor:
+    """Return the traces of W at the taus, shape (K,)."""
+    spectrum = gaussian.components.spectrum
+    return (spectrum.counts * Linear.gain(taus[:, None], spectrum.values[0])).sum(1)
 
 
 def moments(data: Tensor) -> Gaussian:

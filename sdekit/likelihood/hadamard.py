@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ from sdekit.noise import content, hashed, normals
 COVERED = 0.4
 """How fast errors fall, in logarithms of the variance, with each time that the columns are gone through."""
 
-
 MANY = 2.5
 """The rounds from which on the errors themselves tell how fast they fall."""
+
+TABLE = 512
+"""The largest square of columns that is kept whole; of larger ones entries are computed."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class Hadamard(Probing):
         columns, count = _columns(size), self._count(size)
         order = hashed(keys, (self.seed, 1), columns).argsort(1)
         signed = signs(keys, (self.seed, 0), size)
-        rows = torch.arange(size, device=x.device)
+        square = _square(columns, size, x.device)
 
         def estimate(pull: Pull, node: int, control: Linear | None) -> Estimates:
             which = torch.arange(count, device=x.device) + (node % _round(columns, count)) * count
-            chosen = order[:, which % columns].T[..., None]
-            probes = (signed * _hadamard(chosen, rows)).to(x.dtype).reshape(count, *x.shape)
+            chosen = order[:, which % columns].T
+            probes = (signed * square(chosen)).to(x.dtype).reshape(count, *x.shape)
             return controlled(probes, pull, control)
 
         return estimate
@@ -90,6 +93,15 @@ def _columns(size: int) -> int:
 
 def _round(columns: int, count: int) -> int:
     return -(-columns // count)
+
+
+def _square(columns: int, size: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the function from numbers of columns, shape (...), to their first `size` rows, shape (..., size)."""
+    rows = torch.arange(size, device=device)
+    if columns > TABLE:
+        return lambda which: _hadamard(which[..., None], rows)
+    table = _hadamard(torch.arange(columns, device=device)[:, None], rows)
+    return lambda which: table[which]
 
 
 def _hadamard(i: Tensor, j: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from sdekit._broadcast import Time, as_time
 from sdekit._value import Value
 from sdekit.equation import ProbabilityFlow
 from sdekit.grid import Grid, Quadratic, Reversed, Times
-from sdekit.likelihood.control import Linear, linear
+from sdekit.likelihood.control import Linear, linear, traces
 from sdekit.likelihood.curve import Curve
 from sdekit.likelihood.straight import Straight
 from sdekit.likelihood.trace import Estimate, Estimates, Trace, combined, differentiated
@@ -170,8 +170,8 @@ class Recorder:
 def check(flow: Flow, tau: float, u: Tensor, traces: Tensor) -> None:
     """Raise FloatingPointError, which says where and in which samples, if the model's answer is not finite."""
     sums = u.detach().reshape(len(u), -1).sum(1).to(torch.float64) + traces.detach().sum(0)
-    bad = (~sums.isfinite()).nonzero().flatten().tolist()
-    if bad:
+    if not bool(sums.isfinite().all()):
+        bad = (~sums.isfinite()).nonzero().flatten().tolist()
         raise FloatingPointError(
             f"The velocity and its divergence must stay finite; at t={float(flow.straight.time(tau)):.6g} (node "
             f"{flow.nfe // flow.straight.calls}), samples {bad[:8]} ({len(bad)} in all) are not. Look at the model's "
@@ -186,7 +186,7 @@ def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
     found = _stacked([node.traces for node in nodes])
     smooth = None if flow.trace.random else found.forms[:, 0].detach()
     if flow.control is not None:
-        smooth = found.forms.new_tensor([[linear(flow.control, as_time(t)).trace] for t in taus])
+        smooth = traces(flow.control, as_time(taus)).to(found.forms)[:, None]
     curve = Curve(
         torch.tensor(taus, dtype=torch.float64),
         torch.stack([node.y for node in nodes]).reshape(len(nodes), len(end), -1),
@@ -195,9 +195,9 @@ def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
         trust=0.0 if flow.straight.own else 1.0,
     )
     weights = curve.weights()
-    traces = combined(weights, found)
+    values = combined(weights, found)
     even = torch.zeros_like(weights) if flow.control is None or smooth is None else smooth[:, 0]  # no part of the noise
-    noisy = traces - even[:, None, None]
+    noisy = values - even[:, None, None]
     value, stderr = flow.trace.integral(weights, noisy, curve.y.shape[2])
     if flow.trace.random:  # what neighbouring nodes leave of each other's noise depends on their weights
         stderr = torch.where(stderr == 0, 0.0, torch.hypot(stderr, curve.change(noisy.detach().mean(1))))
@@ -206,7 +206,7 @@ def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
         value=value + weights @ even + curve.correction(),
         stderr=stderr,
         error=curve.error(),
-        first=traces[0].mean(0),
+        first=values[0].mean(0),
         score=curve.scores[0].reshape(end.shape),
     )
 

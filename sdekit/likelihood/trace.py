@@ -229,7 +229,7 @@ def controlled(probes: Tensor, pull: Pull, control: Linear | None) -> Estimates:
     found = forms(probes, pull(probes))
     if control is None or isinstance(control.gaussian, Principal):
         return Estimates(found)
-    return Estimates(found, forms(probes, control(probes)) - control.trace)
+    return Estimates(found, control.form(probes) - control.trace)
 
 
 def combined(weights: Tensor, estimates: Estimates) -> Tensor:
