@@ -52,7 +52,7 @@ MAX_FIELDS = 8
 MAX_IMPORT_SECONDS = 1.5
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-OPTIONAL = {"torchvision", "sklearn", "matplotlib", "diffusers", "accelerate", "mlxtend", "skimage", "tensorboard", "PIL"}
+OPTIONAL = {"torchvision", "sklearn", "matplotlib", "diffusers", "accelerate", "mlxtend", "skimage", "tensorboard"}
 
 
 # Reading the sources --------------------------------------------------------------------------------------------------

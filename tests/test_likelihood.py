@@ -355,7 +355,7 @@ def test_a_sample_is_the_same_in_any_batch(trace: Trace, model: Model) -> None:
     ):
         for field in ("log_prob", "stderr", "integration_error", "latent"):
             close(getattr(other, field), getattr(whole, field)[index], 1e-10)
-    assert trace.random or float(whole.stderr.max()) == 0
+    assert trace.random(x[0].numel()) or float(whole.stderr.max()) == 0
 
 
 def test_the_moments_of_a_split_batch_are_those_of_the_whole() -> None:
@@ -739,3 +739,13 @@ def test_data_must_have_the_shape_of_the_samples(trace: Trace, model: Model, dat
 def test_values_are_checked_where_they_are_made(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("model", [mixture(VP()), network(2)], ids=["oracle", "network"])
+def test_all_of_hadamards_columns_are_an_exact_trace_with_its_stated_error(model: Model) -> None:
+    x = draws(model, 5) if isinstance(model, Oracle) else normal(5, *model.shape)
+    all_columns, exact = (log_likelihood(model, x, FEW, trace) for trace in (Hadamard(4), Exact()))
+    assert not Hadamard(2).random(2)
+    assert Hadamard(2).random(3)
+    for field in ("log_prob", "stderr", "integration_error"):
+        close(getattr(all_columns, field), getattr(exact, field), 1e-9)

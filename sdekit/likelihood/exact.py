@@ -137,7 +137,7 @@ def log_likelihood(
     with torch.inference_mode(False), torch.set_grad_enabled(keep):
         x = x.clone() if x.is_inference() else x
         given = of_data(data, x.shape[1:])
-        control = None if not trace.random else given if data is not None else of_model(model)
+        control = (given if data is not None else of_model(model)) if trace.random(x[0].numel()) else None
         of_prior = None if isinstance(model, Marginal) else given if data is not None else of_data(x, x.shape[1:])
         parts = [_one_batch(model, part, integrator, trace, (control, of_prior)) for part in x.split(batch)]
         return Likelihood.joined(parts)

@@ -56,6 +56,9 @@ class Hadamard(Probing):
     seed: int = 0
     chunk: int = 32
 
+    def random(self, size: int) -> bool:
+        return self._count(size) < _columns(size)  # all the columns at a node give the trace itself
+
     def on(self, x: Tensor) -> Estimate:
         keys, size = content(x), x[0].numel()
         columns, count = _columns(size), self._count(size)
@@ -75,7 +78,7 @@ class Hadamard(Probing):
         count, columns = estimates.shape[1], _columns(size)
         total, apart = super().integral(weights, estimates, size)
         rounds = len(weights) * count / columns
-        if count == columns:
+        if not self.random(size):
             return total, torch.zeros_like(apart)
         usual = math.exp(-COVERED * min(rounds, MANY) / 2)
         if rounds < MANY:

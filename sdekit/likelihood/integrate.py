@@ -184,8 +184,9 @@ def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
     taus = sorted(seen.nodes)
     nodes = [seen.nodes[t] for t in taus]
     found = _stacked([node.traces for node in nodes])
-    smooth = None if flow.trace.random else found.forms[:, 0].detach()
-    if flow.control is not None:
+    random = flow.trace.random(end[0].numel())
+    smooth = None if random else found.forms.mean(1).detach()
+    if random and flow.control is not None:
         smooth = traces(flow.control, as_time(taus)).to(found.forms)[:, None]
     curve = Curve(
         torch.tensor(taus, dtype=torch.float64),
@@ -196,11 +197,11 @@ def integral(flow: Flow, seen: Recorder, end: Tensor) -> Integral:
     )
     weights = curve.weights()
     values = combined(weights, found)
-    even = torch.zeros_like(weights) if flow.control is None or smooth is None else smooth[:, 0]  # no part of the noise
+    even = smooth[:, 0] if random and smooth is not None else torch.zeros_like(weights)  # no part of the noise
     noisy = values - even[:, None, None]
     value, stderr = flow.trace.integral(weights, noisy, curve.y.shape[2])
-    if flow.trace.random:  # what neighbouring nodes leave of each other's noise depends on their weights
-        stderr = torch.where(stderr == 0, 0.0, torch.hypot(stderr, curve.change(noisy.detach().mean(1))))
+    if random:  # what neighbouring nodes leave of each other's noise depends on their weights
+        stderr = torch.hypot(stderr, curve.change(noisy.detach().mean(1)))
     return Integral(
         end=nodes[-1].y.reshape(end.shape),
         value=value + weights @ even + curve.correction(),

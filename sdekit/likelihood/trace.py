@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -54,11 +54,13 @@ class Trace(Value, ABC):
     Attributes:
         chunk: how many vectors go backward through the network at once, by `torch.func.vmap`; memory grows with it.
             With chunk = 1 the passes are plain ones, for a network with an operation that vmap does not know.
-        random: whether the estimates have errors of their own.
     """
 
     chunk: int = 32
-    random: ClassVar[bool] = True
+
+    def random(self, size: int) -> bool:
+        """Return whether the estimates for samples of `size` coordinates have errors of their own."""
+        return True
 
     @abstractmethod
     def on(self, x: Tensor) -> Estimate:
@@ -150,10 +152,12 @@ class Exact(Trace):
     """
 
     chunk: int = 32
-    random = False
 
     def __post_init__(self) -> None:
         at_least_one("chunk", self.chunk)
+
+    def random(self, size: int) -> bool:
+        return False
 
     def on(self, x: Tensor) -> Estimate:
         size, shape = x[0].numel(), x.shape[1:]
