@@ -1,6 +1,6 @@
 """sdekit: the SDEs and ODEs behind diffusion and flow models, defined, solved, proven and measured."""
 
-from sdekit.denoiser import ByIndex, ByNoise, ByTime, Denoiser
+from sdekit.denoiser import ByIndex, ByNoise, ByTime, Denoiser, MeanAndVariance
 from sdekit.equation import ForwardSDE, ProbabilityFlow, ReverseSDE
 from sdekit.grid import (
     Angular,
@@ -18,6 +18,7 @@ from sdekit.grid import (
     Trailing,
     Uniform,
 )
+from sdekit.guidance import Guided, classifier_free
 from sdekit.likelihood import (
     Dequantization,
     Dopri5,
@@ -50,7 +51,7 @@ from sdekit.oracle import Empirical, Gaussian, GaussianMixture
 from sdekit.plan import Plan, law, trace, tune
 from sdekit.prediction import X0, Eps, Model, Preconditioned, Prediction, Score, Target, V, Velocity
 from sdekit.process import EDM, VE, VP, Cosine, Discrete, FromDrift, Process, RectifiedFlow, SubVP, TrigFlow
-from sdekit.sample import Solution, encode, sample, solve, trajectory
+from sdekit.sample import Solution, encode, sample, share, solve, trajectory
 from sdekit.solvers import RK4, Ancestral, Euler, EulerMaruyama, Exponential, Heun, Solver, Step
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Grid",
+    "Guided",
     "Hadamard",
     "Heun",
     "Hutchinson",
@@ -101,6 +103,7 @@ __all__ = [
     "Leading",
     "Linspace",
     "LogSNR",
+    "MeanAndVariance",
     "Method",
     "Model",
     "Plan",
@@ -126,6 +129,7 @@ __all__ = [
     "V",
     "Velocity",
     "bits_per_dim",
+    "classifier_free",
     "denoising_bound",
     "discrete_bound",
     "elbo",
@@ -135,6 +139,7 @@ __all__ = [
     "log_likelihood_within",
     "method",
     "sample",
+    "share",
     "solve",
     "trace",
     "trajectory",

@@ -1,4 +1,4 @@
-"""The command line: sdekit train | sample | likelihood | study | demo, on the handwritten digits."""
+"""The command line: sdekit train | sample | likelihood | study | demo, on the handwritten digits, and bench."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sdekit.likelihood import Integrator, Trace
 from sdekit.likelihood.dequantizer import Dequantizer
 from sdekit.methods import METHODS
 from sdekit.study.scoring import INTEGRATOR
+from sdekit.suites.commands import add as add_bench
 
 RUNS = Path("runs/digits")
 DIGITS = {
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given.run(given)
     except ImportError as error:
-        print(f'sdekit {given.command}: {error}. The commands need: pip install "sdekit[demo]"', file=sys.stderr)
+        told = str(error).rstrip(".")
+        advice = "" if "pip install" in told else '. The commands need: pip install "sdekit[demo]"'
+        print(f"sdekit {given.command}: {told}{advice}", file=sys.stderr)
         return 2
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         print(f"sdekit {given.command}: {error}", file=sys.stderr)
@@ -134,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_likelihood(commands)
     _add_study(commands)
     _add_demo(commands)
+    add_bench(commands)
     return parser
 
 

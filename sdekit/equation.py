@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._broadcast import Time, as_time, like
 from sdekit._value import Value
-from sdekit.prediction import Model, Prediction
+from sdekit.prediction import Model, Prediction, calls
 from sdekit.process import Process
 
 
@@ -116,7 +116,7 @@ class System:
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
         """Ask the model at the states `x` and the time `t`."""
-        self.nfe += getattr(self.model, "calls", 1)
+        self.nfe += calls(self.model, t)
         return self.model(x, t)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from sdekit._broadcast import Time, as_time, like
@@ -34,7 +35,11 @@ class Target(Value, ABC):
     def of(self, process: Process, t: Time, x0: Tensor, eps: Tensor) -> Tensor:
         """Return the target itself, (a x0 + b eps) / c, for known data and noise: what a network is trained on."""
         a, b, c = self.mixture(process, as_time(t))
-        return like(a / c, x0) * x0 + like(b / c, x0) * eps
+        if isinstance(c, Tensor) or c != 1:
+            a, b = a / c, b / c
+        if _absent(a):
+            return _scaled(b, eps)
+        return _scaled(a, x0) if _absent(b) else combined(a, x0, b, eps)
 
     def gain(self, process: Process, t: Time) -> Tensor:
         """Return c_out = d x0 / d F = -sigma c / D, the factor from an error of the network to an error of x0."""
@@ -110,13 +115,11 @@ class Preconditioned(Target):
             raise ValueError(f"sigma_data must be positive, the data's standard deviation; got {self.sigma_data}.")
 
     def mixture(self, process: Process, t: Tensor) -> Mixture:
-        return process.sigma(t) / self.sigma_data, -self.sigma_data * process.alpha(t), self._norm(process, t)
+        sigma, signal = process.sigma(t), self.sigma_data * process.alpha(t)
+        return sigma / self.sigma_data, -signal, torch.hypot(sigma, signal)
 
     def scale_in(self, process: Process, t: Tensor) -> Tensor:
-        return 1 / self._norm(process, t)
-
-    def _norm(self, process: Process, t: Tensor) -> Tensor:
-        return (process.sigma(t) ** 2 + (self.sigma_data * process.alpha(t)) ** 2).sqrt()
+        return 1 / torch.hypot(process.sigma(t), self.sigma_data * process.alpha(t))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +180,19 @@ class Prediction:
         return self.view(Velocity())
 
 
+@dataclass(frozen=True, eq=False)
+class WithVariance(Prediction):
+    """A prediction that also says how large the variance of the step is.
+
+    Args:
+        place: where log variance lies between log beta-tilde (-1) and log beta (1), of the shape of `x`.
+
+    Reference: Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 15, whose v is (1 + place) / 2.
+    """
+
+    place: Tensor
+
+
 def exchange(process: Process, t: Tensor, given: Mixture, wanted: Mixture) -> tuple[Tensor | float, Tensor | float]:
     """Return the coefficients of x and of the answer in the wanted target: the system at the head of this file.
 
@@ -196,6 +212,16 @@ def exchange(process: Process, t: Tensor, given: Mixture, wanted: Mixture) -> tu
     return (a_ * b - b_ * a) * scale, c * (alpha * b_ - sigma * a_) * scale
 
 
+def combined(a: Tensor | float, x0: Tensor, b: Tensor | float, eps: Tensor) -> Tensor:
+    """Return a x0 + b eps for coefficients that are numbers, 0-d, or of shape (B,)."""
+    b = like(b, eps)
+    return torch.addcmul(_scaled(a, x0), b, eps) if isinstance(b, Tensor) else _scaled(a, x0) + b * eps
+
+
+def _scaled(coefficient: Tensor | float, x: Tensor) -> Tensor:
+    return x if not isinstance(coefficient, Tensor) and coefficient == 1 else like(coefficient, x) * x
+
+
 def _absent(coefficient: Tensor | float) -> bool:
     return not isinstance(coefficient, Tensor) and coefficient == 0
 
@@ -203,8 +229,9 @@ def _absent(coefficient: Tensor | float) -> bool:
 class Model(Protocol):
     """Anything that predicts: a `Denoiser` around a network, an oracle, a guided model.
 
-    A model that asks its network more than once per call says so in an attribute `calls`. One that always answers in
-    the same target may name it in an attribute `predicts`.
+    A model that asks its network more than once per call says so in an attribute `calls`, and if that depends on the
+    time in a method `calls_at(t)` too: see `calls`. One that always answers in the same target may name it in an
+    attribute `predicts`.
     """
 
     @property
@@ -213,3 +240,12 @@ class Model(Protocol):
 
     def __call__(self, x: Tensor, t: Time, /) -> Prediction:
         """Predict at the states `x`, shape (B, ...), and the time `t`, a scalar or of shape (B,)."""
+
+
+def calls(model: Model, t: Time | None = None) -> int:
+    """Return the network calls of one prediction at the time `t`, or the most there are at any time.
+
+    They are what the model says in `calls_at(t)` and `calls`; one that says nothing makes one.
+    """
+    at = None if t is None else getattr(model, "calls_at", None)
+    return int(getattr(model, "calls", 1) if at is None else at(t))

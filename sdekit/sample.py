@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sdekit.equation import ProbabilityFlow
-from sdekit.grid import Beta, Grid, Landed, Reversed, Times
+from sdekit.grid import Beta, Grid, Landed, Reversed
 from sdekit.methods import DAMPED_ADAMS, Method
 from sdekit.noise import Keyed, Noise
 from sdekit.plan import NonlinearError, Plan, march, run, trace, walk
 from sdekit.plan.health import Health, check_batch
-from sdekit.prediction import Model, Target, V
+from sdekit.prediction import Model, Target, V, calls
 
 
 class Solution(NamedTuple):
@@ -48,9 +48,10 @@ def trajectory(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise
 def _by_rows(model: Model, x: Tensor, plan: Plan, noise: Noise | None) -> Iterator[Solution]:
     points = iter(plan.points)
     point = next(points, None)
+    spent = [calls(model, t) for _, t in plan.asks]
     for i, state in walk(plan, model, x, noise):
         while point == i:
-            yield Solution(state, plan.rows[i].t, getattr(model, "calls", 1) * len(plan.asks_within(0, i)))
+            yield Solution(state, plan.rows[i].t, sum(spent[j] for j in plan.asks_within(0, i)))
             point = next(points, None)
 
 
@@ -81,7 +82,8 @@ def solve(model: Model, x: Tensor, method: Method, grid: Grid, noise: Noise | No
     grid = grid.suited(x.shape[1:])
     plan = planned(model, method, grid)
     if plan is not None:
-        return Solution(run(plan, model, x, noise), plan.times[-1], getattr(model, "calls", 1) * plan.nfe)
+        spent = sum(calls(model, plan.asks[j][1]) for j in plan.asks_within(0, plan.points[-1]))
+        return Solution(run(plan, model, x, noise), plan.times[-1], spent)
     for point in _by_steps(model, x, method, grid, noise):
         last = point
     return last
@@ -94,6 +96,7 @@ def sample(
     method: Method | Plan = DAMPED_ADAMS,
     grid: Grid = Landed(Beta(20)),
     seed: int = 0,
+    first: int = 0,
 ) -> Tensor:
     """Draw samples from a model.
 
@@ -103,16 +106,36 @@ def sample(
         method: the equation and the solver; or a plan, which has its own grid.
         grid: where the steps fall.
         seed: sample i is a function of (seed, i) alone, up to the network's own rounding.
+        first: the number of the first sample, where a set is drawn in parts: see `share`.
 
     >>> from sdekit import VP, GaussianMixture
     >>> x = sample(GaussianMixture(VP(), torch.tensor([[-1.0], [1.0]]), 0.1), (4, 1))
     >>> bool(((x.abs() - 1).abs() < 0.5).all())
     True
     """
-    noise = Keyed(seed)
+    noise = Keyed(seed, first)
     if isinstance(method, Plan):
-        return run(method, model, start(model, shape, Times(method.times), noise), noise)
+        return run(method, model, start(model, shape, method, noise), noise)
     return solve(model, start(model, shape, grid, noise), method, grid, noise).x
+
+
+def share(n: int, batch: int, rank: int = 0, ranks: int = 1) -> Iterator[range]:
+    """Yield the numbers of the samples that one of many ranks draws of a set of `n`, batch by batch:
+
+        for rows in share(50_000, 500, rank, ranks):
+            x = sample(model.given(label=labels[rows]), (len(rows), 1, 8, 8), seed=seed, first=rows.start)
+
+    The batches are the same however many ranks there are, and each rank has a run of them, so that the ranks' samples
+    one after another are the set that one rank would draw.
+
+    Raises:
+        ValueError: n is negative, batch is not positive, or there is no such rank.
+    """
+    if n < 0 or batch < 1 or not 0 <= rank < ranks:
+        raise ValueError(f"n >= 0, batch >= 1, 0 <= rank < ranks must hold; got {n=}, {batch=}, {rank=}, {ranks=}.")
+    batches = -(-n // batch)
+    for i in range(batches * rank // ranks, batches * (rank + 1) // ranks):
+        yield range(i * batch, min((i + 1) * batch, n))
 
 
 @torch.no_grad()
@@ -133,8 +156,8 @@ def encode(model: Model, x: Tensor, method: Method = DAMPED_ADAMS, grid: Grid = 
     return solve(model, x, method, Reversed(grid)).x
 
 
-def start(model: Model, shape: tuple[int, ...], grid: Grid, noise: Noise) -> Tensor:
-    """Return the states from which sampling starts: N(0, sigma^2 I) at the grid's first time.
+def start(model: Model, shape: tuple[int, ...], grid: Grid | Plan, noise: Noise) -> Tensor:
+    """Return the states from which sampling starts: N(0, sigma^2 I) at the first time of the grid or the plan.
 
     They lie on the device of the model's parameters and buffers, float64 if one of those is, else float32.
     """
@@ -142,4 +165,5 @@ def start(model: Model, shape: tuple[int, ...], grid: Grid, noise: Noise) -> Ten
     floats = [p for p in tensors if p.is_floating_point()]
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in floats) else torch.float32
     like = torch.empty(shape, dtype=dtype, device=floats[0].device if floats else None)
-    return noise.start(like) * model.process.sigma(grid.suited(shape[1:])(model.process)[0])
+    first = grid.times[0] if isinstance(grid, Plan) else grid.suited(shape[1:])(model.process)[0]
+    return noise.start(like) * model.process.sigma(first)

@@ -38,8 +38,10 @@ sample
 adaptive likelihood
 training
 study
+interop
 sdekit
 demo
+suites
 cli
 __main__
 """
@@ -52,7 +54,29 @@ MAX_FIELDS = 8
 MAX_IMPORT_SECONDS = 1.5
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-OPTIONAL = {"torchvision", "sklearn", "matplotlib", "diffusers", "accelerate", "mlxtend", "skimage", "tensorboard"}
+OPTIONAL = {
+    "torchvision",
+    "sklearn",
+    "matplotlib",
+    "diffusers",
+    "accelerate",
+    "mlxtend",
+    "skimage",
+    "tensorboard",
+    "joblib",
+}
+OPTIONAL |= {
+    "cloudpickle",
+    "yaml",
+    "dask",
+    "distributed",
+    "pandas",
+    "pyarrow",
+    "ot",
+    "torch_fidelity",
+    "torchmetrics",
+    "PIL",
+}
 
 
 # Reading the sources --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -52,6 +53,7 @@ from sdekit import (
     encode,
     sample,
     solve,
+    trace,
     trajectory,
 )
 from sdekit.grid import Grid, Reversed
@@ -330,3 +332,11 @@ def test_a_last_time_that_misses_t_min_by_rounding_is_t_min() -> None:
     assert 0.3 - 0.2 < 0.1
     missed, exact = (solve(model, x, DDIM, Times((1.0, 0.5, end))).x for end in (0.3 - 0.2, 0.1))
     assert rms(missed - exact) < 1e-9
+
+
+def test_a_plan_with_a_time_twice_is_sampled_from() -> None:
+    model = gaussian(VP())
+    plan = trace(DDIM, VP(), Uniform(4))
+    rows = [*plan.rows[:-1], replace(plan.rows[-1], t=plan.rows[-2].t)]
+    x = sample(model, (3, 2), replace(plan, rows=tuple(rows)))
+    assert torch.equal(x, sample(model, (3, 2), plan))

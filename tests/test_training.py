@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from sdekit import (
     V,
     Velocity,
 )
+from sdekit._value import Value
 from sdekit.training import (
     Likelihood,
     LogNormal,
@@ -47,7 +50,11 @@ from sdekit.training import (
     load,
     train,
 )
-from sdekit.training.batches import key
+from sdekit.training.batches import Shuffled, key
+from sdekit.training.devices import Accelerated, OneDevice
+from sdekit.training.dropout import Dropout
+from sdekit.training.loss import Loss
+from sdekit.training.second_moment import LossSecondMoment
 from sdekit.training.times import usual_times
 
 PROCESSES = [VP(), SubVP(), VE(), EDM(), RectifiedFlow(), Cosine(), Discrete.linear(100)]
@@ -483,6 +490,108 @@ def test_the_rate_warms_up_and_decays():
     assert recipe.rate(50) == pytest.approx(2 * 0.55)
     assert recipe.rate(99) == pytest.approx(0.2, rel=1e-2)
     assert {Recipe(100, lr=2.0).rate(k) for k in range(100)} == {2.0}
+
+
+@dataclass(frozen=True)
+class Halving(Value):
+    """A rate that halves every so many steps."""
+
+    every: int = 2
+
+    def __call__(self, step):
+        return 0.5 ** (step // self.every)
+
+
+def test_a_rate_of_ones_own_is_followed_and_stored(tmp_path):
+    recipe = Recipe(6, lr=Halving(2), warmup=2, ema=0.0)
+    trainer = Trainer(denoiser(), TWO_POINTS, recipe)
+    assert [p.lr for p in trainer] == [0.5, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.25
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    with pytest.raises(TypeError, match=r"Recipe holds <function.*named subclass"):
+        Trainer(denoiser(), TWO_POINTS, Recipe(6, lr=lambda step: 0.1)).save(tmp_path / "model.safetensors")
+
+
+def test_a_loss_in_a_loop_of_ones_own_trains_like_the_trainer():
+    """As Lightning and Fabric call it: a module, any optimiser, nothing of the trainer."""
+    data, labels = normal(64, 2), torch.arange(64) % 4
+    objective = Objective(MinSNR(), LossSecondMoment(bins=4, history=1), Dropout(0.25, none=3))
+    trainer = Trainer(denoiser().double(), (data, labels), Recipe(8, batch=16, lr=1e-2, ema=0.0), objective, seed=2)
+    loss = Loss(denoiser().double(), objective)
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-2, weight_decay=0.0)
+    batches = Shuffled((data, labels), 16, seed=2)
+    loss.train()
+    for step, progress in enumerate(trainer):
+        x0, label = batches(step)
+        noising = loss.draw(x0, generator(key(2, step)))
+        losses = loss(x0, noising, label=label)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        loss.observe(noising, losses)
+        agree(progress.loss, losses.mean().detach(), 1e-12)
+    for name, t in loss.state_dict().items():
+        agree(trainer.loss.state_dict()[name], t, 1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.RAdam])
+def test_a_loss_trains_by_any_optimiser_and_draws_of_its_own(kind):
+    loss = Loss(denoiser())
+    optimizer = kind(loss.parameters(), lr=0.05)
+    seen = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(150):
+            mean = loss(TWO_POINTS).mean()
+            optimizer.zero_grad()
+            mean.backward()
+            optimizer.step()
+            seen.append(mean.item())
+    assert sum(seen[-30:]) < 0.9 * sum(seen[:30])
+
+
+@pytest.fixture
+def accelerate():
+    """The library, with nothing left of what others have set in it."""
+    library = pytest.importorskip("accelerate")
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield library
+    library.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_on_one_device_changes_nothing(accelerate):
+    plain, other = (
+        Trainer(denoiser(dropout=0.5), TWO_POINTS, Recipe(5, batch=16, lr=1e-2, clip=0.1), devices=devices)
+        for devices in (OneDevice(), Accelerated(accelerate.Accelerator(cpu=True)))
+    )
+    assert [p.loss for p in plain] == [p.loss for p in other]
+    assert same(plain, other)
+
+
+def test_mixed_precision_of_accelerate_is_torchs(accelerate):
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    own, theirs = (
+        Trainer(denoiser(), TWO_POINTS, Recipe(5, batch=16, lr=1e-2), devices=devices)
+        for devices in (OneDevice(precision=torch.bfloat16), Accelerated(accelerator))
+    )
+    full = Trainer(denoiser(), TWO_POINTS, Recipe(5, batch=16, lr=1e-2))
+    for one, other, exact in zip(own, theirs, full, strict=True):
+        agree(one.loss, other.loss, 1e-3)
+        assert one.loss != exact.loss
+
+
+def test_what_batches_draw_from_the_global_generator_follows_from_the_seed():
+    def augmented(step):
+        return TWO_POINTS[:8] + 0.1 * torch.randn(8, 2)
+
+    def losses(seed):
+        torch.rand(())
+        return [p.loss.item() for p in Trainer(denoiser(), augmented, Recipe(4), seed=seed)]
+
+    state = torch.random.get_rng_state()
+    first = losses(0)
+    assert losses(0) == first != losses(1)
+    torch.random.set_rng_state(state)
 
 
 def test_gradients_are_clipped():

@@ -15,7 +15,7 @@ from sdekit.adaptive.control import first as first_step
 from sdekit.adaptive.outcome import Adapted, Control, Status, check_tolerances
 from sdekit.adaptive.pairs import PAIRS, Flow, Pair, Span
 from sdekit.adaptive.paths import AnswerPath, OnVelocity, scale
-from sdekit.prediction import Model
+from sdekit.prediction import Model, calls
 from sdekit.process import Process
 
 EDGE = 5.0
@@ -98,7 +98,7 @@ class _Run:
     def __init__(self, how: Embedded, model: Model, x: Tensor, t: float) -> None:
         self.how, self.model, self.process = how, model, model.process
         self.pair: Pair
-        self.per_call = getattr(model, "calls", 1)
+        self.per_call = calls(model)
         self.calls, self.x, count = 0, x, len(x)
         self.t = torch.full((count,), t, dtype=torch.float64)
         self.error = torch.zeros_like(self.t)
@@ -133,9 +133,15 @@ class _Run:
         return (active & ~broke).nonzero().flatten()
 
     def _ask(self, which: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        self.nfe[which] += self.per_call
+        self.nfe[which] += self._cost(t)
         self.calls += 1
         return self.path.answer(of_samples(self.model, which, len(self.x))(x, t))
+
+    def _cost(self, t: Tensor) -> Tensor | int:
+        """Return the network calls of a prediction at the times `t`, a time a sample."""
+        if not hasattr(self.model, "calls_at"):
+            return self.per_call
+        return torch.tensor([calls(self.model, s) for s in t.tolist()])
 
     def _begin(self, which: Tensor) -> None:
         """Ask for the answers at the starts of steps that are not known from an attempt before."""

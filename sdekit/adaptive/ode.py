@@ -13,7 +13,7 @@ from sdekit._value import suggest
 from sdekit.adaptive.coordinates import AlongLam, Coordinate, Track
 from sdekit.adaptive.outcome import Adapted, Control, Status, check_tolerances, shared
 from sdekit.equation import ProbabilityFlow
-from sdekit.prediction import Model
+from sdekit.prediction import Model, calls
 
 
 class Ode(StrEnum):
@@ -146,7 +146,7 @@ class _Slope:
 
     def __init__(self, track: Track, x: Tensor, budget: int) -> None:
         self.track, self.dtype, self.budget, self.calls = track, x.dtype, budget, 0
-        self.per_call = getattr(track.system.model, "calls", 1)
+        self.per_call = calls(track.system.model)
         start = torch.zeros((), dtype=torch.float64)
         self.good = start, x.to(torch.float64) / track.scale(start)
 

@@ -10,7 +10,7 @@ from sdekit.adaptive.embedded import Embedded
 from sdekit.adaptive.outcome import Adapted, Control, Status
 from sdekit.grid import Times
 from sdekit.noise import Keyed
-from sdekit.prediction import Model
+from sdekit.prediction import Model, calls
 from sdekit.sample import start
 
 
@@ -84,7 +84,7 @@ def encode_adaptively(model: Model, x: Tensor, control: Control = Embedded()) ->
 
 def _denoise(model: Model, run: Adapted, budget: int | None) -> Adapted:
     """Replace the states of samples that are done by x0_hat, where the budget allows one call more."""
-    per_call = getattr(model, "calls", 1)
+    per_call = calls(model, model.process.t_min)
     done = run.done
     broke = done & (run.nfe + per_call > budget) if budget is not None else torch.zeros_like(done)
     which = (done & ~broke).nonzero().flatten()

@@ -14,7 +14,7 @@ from sdekit.adaptive.coordinates import AlongLam, Coordinate, Track
 from sdekit.adaptive.ode import Stop, check_steps, known
 from sdekit.adaptive.outcome import Adapted, Control, Status, check_tolerances, shared
 from sdekit.equation import ReverseSDE
-from sdekit.prediction import Model
+from sdekit.prediction import Model, calls
 
 
 class Sde(StrEnum):
@@ -144,7 +144,7 @@ class _Reverse:
             )
         self.how, self.shape, self.budget, self.asked, self.calls = how, x.shape, budget, 0, 0
         self.track = Track(how.coordinate, ReverseSDE(how.eta).of(model), ends)
-        self.per_call = getattr(model, "calls", 1)
+        self.per_call = calls(model)
         self.sde_type = "stratonovich" if how.solver in STRATONOVICH else "ito"
         self.noise_type = "additive"
         self.memory: list[tuple[float, Tensor, Tensor]] = []

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from sdekit.likelihood.curve import score
 from sdekit.likelihood.integrate import Flow, Integral, Integrator, check
@@ -58,6 +57,8 @@ class Adaptive(Integrator):
             FloatingPointError: the velocity or its divergence is not finite; the message names the time and samples.
             RuntimeError: the steps became too small, or max_nfe was reached.
         """
+        from torchdiffeq import odeint  # only here: it takes long to import
+
         process, device = flow.process, start.device
         ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device=device)
         at = ends[0].cpu()

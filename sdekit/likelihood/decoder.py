@@ -20,7 +20,7 @@ from torch import Tensor
 from sdekit._broadcast import as_time
 from sdekit.likelihood.denoising import Draws, check_data, standard_error
 from sdekit.likelihood.dequantization import Levels
-from sdekit.prediction import Model
+from sdekit.prediction import Model, calls
 from sdekit.process import Normal
 
 
@@ -101,7 +101,7 @@ def denoising_bound(
         if marginal.shape != x.shape[:1]:
             raise ValueError(f"density must return shape ({len(x)},), a number a sample; got {tuple(marginal.shape)}.")
         weights.append(marginal.to(torch.float64) - scale + decoded - Normal(*map(_double, law)).log_prob(_double(z)))
-    return DenoisingBound(torch.stack(weights), draws.count * getattr(model, "calls", 1))
+    return DenoisingBound(torch.stack(weights), draws.count * calls(model, t))
 
 
 def log_decoder(x: Tensor, mean: Tensor, std: Tensor, levels: Levels | None = None) -> Tensor:

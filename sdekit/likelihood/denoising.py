@@ -12,7 +12,7 @@ from sdekit._broadcast import as_time, like
 from sdekit._value import Value
 from sdekit.noise import standard_normal
 from sdekit.oracle import Gaussian
-from sdekit.prediction import Model, Prediction
+from sdekit.prediction import Model, Prediction, calls
 from sdekit.process import Process
 
 
@@ -75,7 +75,7 @@ class Errors:
         The error is of the shape of `x`, in float64, the square of shape (B,); `t` is 0-d or of shape (B,).
         """
         prediction = self.model(self.model.process.perturb(self.x, t, eps), t)
-        self.nfe += getattr(self.model, "calls", 1)
+        self.nfe += calls(self.model, t)
         check_finite(
             prediction.answer.detach(),
             f"The model's answer must be finite; at t={float(t.min()):.6g} to {float(t.max()):.6g}",

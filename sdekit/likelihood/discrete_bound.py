@@ -22,11 +22,12 @@ from torch import Tensor
 
 from sdekit._broadcast import Time
 from sdekit.grid import Grid
+from sdekit.likelihood.chain import decoder_std, step_kl
 from sdekit.likelihood.decoder import curvature, log_decoder
 from sdekit.likelihood.denoising import Draws, Errors, prior_kl, standard_error
 from sdekit.likelihood.dequantization import Levels, bits_per_dim
 from sdekit.oracle import Gaussian
-from sdekit.prediction import Model, Prediction
+from sdekit.prediction import Model, Prediction, calls
 from sdekit.process import Process
 from sdekit.solvers.learned import WithVariance
 
@@ -51,7 +52,7 @@ class FixedVariance:
     @property
     def calls(self) -> int:
         """How often the model asks its network."""
-        return getattr(self.model, "calls", 1)
+        return calls(self.model)
 
     def __call__(self, x: Tensor, t: Time, /) -> WithVariance:
         """Predict at the states `x`, shape (B, ...), and the time `t`."""
@@ -156,16 +157,14 @@ def _times(grid: Grid, process: Process) -> Tensor:
 def _step(errors: Errors, t: Tensor, s: Tensor, noises: Iterable[Tensor]) -> Tensor:
     """Return the KL of the step from t to s at every draw of x_t, shape (draws, B)."""
     process, expected = errors.model.process, errors.expected(t)
-    whole = (process.sigma(t) / process.sigma(s)).log()  # log(beta / beta~) / 2
-    gain = (process.alpha(s) / process.sigma(s)) ** 2 * (1 - process.decay(t, s) ** 2)  # SNR(s) - SNR(t)
     each = []
     for eps in noises:
         prediction, error, beside = errors(t, eps)
         place, usual = _places(errors.model, prediction)
-        excess = whole * (1 + place)
-        terms = excess + torch.expm1(-excess) + torch.exp(-excess) * gain * error**2
-        known = torch.exp(-whole * (1 + usual)) * gain * (beside - expected)
-        each.append((terms.reshape(len(error), -1).sum(1) - known) / 2)
+        terms = step_kl(process, t, s, error, place)
+        # the same of the Gaussian beside: how the square of its error differs from what is expected of it
+        known = step_kl(process, t, s, beside.sqrt(), usual) - step_kl(process, t, s, expected.sqrt(), usual)
+        each.append(terms.reshape(len(error), -1).sum(1) - known)
     return torch.stack(each)
 
 
@@ -173,13 +172,12 @@ def _decode(errors: Errors, times: Tensor, noises: Iterable[Tensor], levels: Lev
     """Return -log p(x | x_{t_0}) at every draw of x_{t_0}, shape (draws, B)."""
     before, t = times[-2:]
     process, x, expected = errors.model.process, errors.x.double(), errors.expected(t)
-    widest, shrinkage = process.sigma(t) / process.alpha(t), (1 - process.decay(before, t) ** 2).sqrt()
     each = []
     for eps in noises:
         prediction, error, beside = errors(t, eps)
-        std = known = widest
-        if isinstance(prediction, WithVariance):
-            std, known = (widest * shrinkage ** ((1 - v) / 2) for v in _places(errors.model, prediction))
+        learned = isinstance(prediction, WithVariance)
+        places = _places(errors.model, prediction) if learned else (1.0, 1.0)
+        std, known = (decoder_std(process, t, before, place) for place in places)
         each.append(-log_decoder(x, x + error, std, levels) - curvature(known, levels) * (beside - expected) / 2)
     return torch.stack(each)
 

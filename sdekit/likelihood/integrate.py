@@ -19,7 +19,7 @@ from sdekit.likelihood.straight import Straight
 from sdekit.likelihood.trace import Estimate, Estimates, Trace, combined, differentiated
 from sdekit.methods import Method
 from sdekit.oracle import Gaussian
-from sdekit.prediction import Prediction, Velocity
+from sdekit.prediction import Prediction, Velocity, calls
 from sdekit.sample import solve
 from sdekit.solvers import LimitedAdams, Solver
 
@@ -35,13 +35,14 @@ class Flow:
 
     Attributes:
         nfe: the calls of the network so far.
+        asked: how often the velocity was asked for.
     """
 
     def __init__(self, straight: Straight, trace: Trace, x: Tensor, control: Gaussian | None) -> None:
         self.straight, self.trace, self.control = straight, trace, control
         self.process = straight.process
         self.estimate: Estimate = trace.on(x)
-        self.nfe = 0
+        self.nfe = self.asked = 0
 
     def linear(self, tau: Tensor) -> Linear | None:
         """Return the control variate at tau."""
@@ -49,7 +50,8 @@ class Flow:
 
     def __call__(self, y: Tensor, tau: Time, node: int) -> tuple[Tensor, Estimates]:
         """Return u at the states `y`, (B, ...), and estimates of its divergence."""
-        self.nfe += self.straight.calls
+        self.nfe += calls(self.straight, tau)
+        self.asked += 1
         control = self.linear(as_time(tau))
         return differentiated(
             lambda x: self.straight(x, tau).velocity,
@@ -174,7 +176,7 @@ def check(flow: Flow, tau: float, u: Tensor, traces: Tensor) -> None:
         bad = (~sums.isfinite()).nonzero().flatten().tolist()
         raise FloatingPointError(
             f"The velocity and its divergence must stay finite; at t={float(flow.straight.time(tau)):.6g} (node "
-            f"{flow.nfe // flow.straight.calls}), samples {bad[:8]} ({len(bad)} in all) are not. Look at the model's "
+            f"{flow.asked}), samples {bad[:8]} ({len(bad)} in all) are not. Look at the model's "
             "answer there, or move t_min and t_max inwards."
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdekit._broadcast import Time, as_time, like
 from sdekit.likelihood.trace import require_graph
-from sdekit.prediction import Model, Prediction, Velocity
+from sdekit.prediction import Model, Prediction, Velocity, calls
 from sdekit.process import Process, RectifiedFlow
 
 EDGE = 1e-6
@@ -54,7 +54,11 @@ class Straight:
         else:
             self.model = model
             self.process = RectifiedFlow(t_min=self.place(model.process.t_min), t_max=self.place(model.process.t_max))
-        self.calls = getattr(model, "calls", 1)
+        self.calls = calls(model)
+
+    def calls_at(self, tau: Time, /) -> int:
+        """Return the network calls of one prediction at tau."""
+        return calls(self.model, self.time(tau)) if hasattr(self.model, "calls_at") else self.calls
 
     def place(self, t: Time) -> float:
         """Return tau = sigma / (alpha + sigma) at the model's own time `t`."""

@@ -6,52 +6,24 @@ which the samples were drawn, and some devices have no float64.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["EnergyDistance", "SlicedWasserstein", "points", "rows"]
+from sdekit.metrics.estimate import Estimate, influenced, jackknife
+from sdekit.metrics.features import OnFeatures, points, rows
+
+__all__ = ["EnergyDistance", "SlicedWasserstein", "blocks", "distances", "points", "rows"]
 
 _BLOCK = 2048  # rows and columns of one block of pairwise distances: 32 MB
 
 
-def rows(samples: Tensor) -> Tensor:
-    """Return samples of any shape as points, one a row, after looking whether they are fit to be measured.
-
-    Args:
-        samples: shape (n, *shape), n >= 1; the points have shape (n, d) with d the product of `shape`.
-
-    Raises:
-        TypeError: `samples` is not a tensor.
-        ValueError: it is empty, has no batch axis, or is not finite.
-
-    >>> rows(torch.zeros(5, 1, 8, 8)).shape
-    torch.Size([5, 64])
-    """
-    if not isinstance(samples, Tensor):
-        raise TypeError(f"Samples must be a tensor; got {type(samples).__name__}. Convert them.")
-    if samples.ndim == 0 or samples.numel() == 0:
-        raise ValueError(
-            f"Samples must have shape (n, *shape) and not be empty; got {tuple(samples.shape)}. Draw some."
-        )
-    x = samples.detach().reshape(len(samples), -1)
-    if not x.isfinite().all():
-        bad = int((~x.isfinite()).any(dim=1).sum())
-        raise ValueError(f"Samples must be finite; got nan or inf in {bad} of {len(x)}. Check their maker.")
-    return x
-
-
-def points(samples: Tensor) -> Tensor:
-    """Return the `rows` of samples in float64 on the CPU."""
-    return rows(samples).to(device="cpu", dtype=torch.float64)
-
-
 @dataclass(frozen=True, eq=False)
-class SlicedWasserstein:
+class SlicedWasserstein(OnFeatures):
     """Sliced Wasserstein-2 distance to a reference set.
 
         SW2(a, b)^2 = mean over unit vectors u of  integral_0^1 (Q[a u](q) - Q[b u](q))^2 dq
@@ -64,6 +36,7 @@ class SlicedWasserstein:
         reference: the real samples, shape (m, *shape).
         projections: number of directions u.
         seed: of the directions; compare values of one seed only.
+        features: a map to the features in which to measure; None for the samples themselves.
 
     Raises:
         ValueError: `projections` < 1; a set is empty or not finite; the shapes of the two sets differ.
@@ -80,24 +53,35 @@ class SlicedWasserstein:
     reference: Tensor
     projections: int = 256
     seed: int = 0
+    features: Callable[[Tensor], Tensor] | None = None
 
-    name = "SW2"
+    label: ClassVar[str] = "SW2"
 
     def __post_init__(self) -> None:
         rows(self.reference)
         if self.projections < 1:
             raise ValueError(f"There must be at least 1 projection; got {self.projections}. Take 256.")
 
-    def __call__(self, samples: Tensor) -> float:
-        """Return SW2 between `samples`, shape (n, *shape), and the reference; 0 is best."""
-        a, b = _pair(samples, self.reference)
-        frames = _frames(a.shape[1], self.projections, self.seed)
-        total = sum(float(_squared_w2(a @ frame, b @ frame).sum()) for frame in frames)
-        return math.sqrt(total / self.projections)
+    @property
+    def name(self) -> str:
+        return self.label if self.features is None else super().name
+
+    def of(self, features: Tensor) -> Estimate:
+        """Return SW2 between features, shape (n, d), and the reference's, and its standard error.
+
+        The influence of a sample on SW2^2 is its potential in the optimal transports along the directions, averaged.
+        """
+        a, b = self._pair(features)
+        total, influence = 0.0, torch.zeros(len(a), dtype=a.dtype)
+        for frame in _frames(a.shape[1], self.projections, self.seed):
+            x, y = a @ frame, b @ frame
+            total += float(_squared_w2(x, y).sum())
+            influence += _potentials(x, y).sum(dim=1)
+        return Estimate(total / self.projections, influenced(influence / self.projections)).root()
 
 
 @dataclass(frozen=True, eq=False)
-class EnergyDistance:
+class EnergyDistance(OnFeatures):
     """Energy distance to a reference set, as the V-statistic.
 
         E(a, b) = 2 mean |a_i - b_j| - mean |a_i - a_k| - mean |b_j - b_l|
@@ -109,6 +93,7 @@ class EnergyDistance:
 
     Args:
         reference: the real samples, shape (m, *shape).
+        features: a map to the features in which to measure; None for the samples themselves.
 
     Raises:
         ValueError: a set is empty or not finite; the shapes of the two sets differ.
@@ -120,33 +105,50 @@ class EnergyDistance:
     """
 
     reference: Tensor
+    features: Callable[[Tensor], Tensor] | None = None
 
-    name = "energy"
+    label: ClassVar[str] = "energy"
 
     def __post_init__(self) -> None:
         rows(self.reference)
 
-    def __call__(self, samples: Tensor) -> float:
-        """Return E between `samples`, shape (n, *shape), and the reference; 0 is best."""
-        a, b = _pair(samples, self.reference)
-        return 2 * _mean_distance(a, b) - _mean_distance(a, a) - self._spread
+    @property
+    def name(self) -> str:
+        return self.label if self.features is None else super().name
+
+    def of(self, features: Tensor) -> Estimate:
+        """Return E between features, shape (n, d), and the reference's, and its jackknife standard error."""
+        a, b = self._pair(features)
+        n, across, within = len(a), sums(distances, a, b) / len(b), sums(distances, a, a)
+        value = float(2 * across.mean() - within.sum() / n**2) - self._spread
+        if n < 2:
+            return Estimate(value, jackknife(across))
+        without = 2 * (across.sum() - across) / (n - 1) - (within.sum() - 2 * within) / (n - 1) ** 2
+        return Estimate(value, jackknife(without))
 
     @cached_property
     def _spread(self) -> float:
         """The reference's own mean |b_j - b_l|, which no sample changes."""
-        b = points(self.reference)
-        return _mean_distance(b, b)
+        return float(sums(distances, self._real, self._real).sum()) / len(self._real) ** 2
 
 
-def _pair(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both sets as points, after making sure that they live in one space."""
-    a, b = points(samples), points(reference)
-    if samples.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"Samples must have the shape of the reference, {tuple(reference.shape[1:])} each; "
-            f"got {tuple(samples.shape[1:])}. Reshape one of the two."
-        )
-    return a, b
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return |a_i - b_j|, shape (n, m)."""
+    # Through a matrix product, |x|^2 - 2 x.y + |y|^2, close points would lose half their digits.
+    d: Tensor = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return d
+
+
+def blocks(a: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+    """Return the rows of a in parts so small that a part's pairs with `width` others fit into one block."""
+    parts: tuple[Tensor, ...] = a.split(max(1, _BLOCK**2 // (width or _BLOCK)))
+    return parts
+
+
+def sums(pairwise: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """Return sum_j pairwise(a_i, b_j), shape (n,), block by block."""
+    parts = [torch.stack([pairwise(x, y).sum(dim=1) for y in blocks(b)]).sum(dim=0) for x in blocks(a)]
+    return torch.cat(parts)
 
 
 def _frames(d: int, count: int, seed: int) -> Iterator[Tensor]:
@@ -160,7 +162,7 @@ def _frames(d: int, count: int, seed: int) -> Iterator[Tensor]:
 
 
 def _squared_w2(a: Tensor, b: Tensor) -> Tensor:
-    """Return integral_0^1 (Q[a] - Q[b])^2 dq per column, the squared Wasserstein-2 distance on the line.
+    """Return, per column, the squared Wasserstein-2 distance on the line.
 
     Q[a] jumps at multiples of 1/n, Q[b] at those of 1/m: in units of 1/(n m) they are integers, hence exact.
     """
@@ -172,11 +174,17 @@ def _squared_w2(a: Tensor, b: Tensor) -> Tensor:
     return w2
 
 
-def _mean_distance(a: Tensor, b: Tensor) -> float:
-    """Return mean |a_i - b_j| over all pairs, block by block."""
-    total = torch.zeros((), dtype=a.dtype, device=a.device)
-    for x in a.split(_BLOCK):
-        for y in b.split(_BLOCK):
-            # Through a matrix product, |x|^2 - 2 x.y + |y|^2, close points would lose half their digits.
-            total += torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").sum()
-    return float(total) / (len(a) * len(b))
+def _potentials(a: Tensor, b: Tensor) -> Tensor:
+    """Return, per column, the optimal dual potential of each point of a for the transport to b, up to a constant.
+
+    From one point of a to the next it rises by (x' - x) (x' + x - 2 y), with y where the mass between them goes: Q[b]
+    at k/n, or the middle of its jump there.
+    """
+    n, m = len(a), len(b)
+    (x, order), y = a.sort(dim=0), b.sort(dim=0).values
+    mass = torch.arange(1, n, device=a.device) * m
+    middle = (y[(mass - 1) // n] + y[mass // n]) / 2
+    rises = x.diff(dim=0) * (x[1:] + x[:-1] - 2 * middle)
+    potential = torch.cat([torch.zeros_like(x[:1]), rises.cumsum(dim=0)])
+    potential -= potential.mean(dim=0)
+    return torch.empty_like(potential).scatter_(0, order, potential)

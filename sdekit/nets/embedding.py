@@ -1,15 +1,16 @@
-"""What a network is told besides x, the time and the label, as one vector; and how it acts on features."""
+"""The time and the label of a sample as one vector; and how it acts on features."""
 
 from __future__ import annotations
 
-import math
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Embedding", "Modulation", "fourier", "zeroed"]
+from sdekit.nets.inputs import Sinusoidal, TimeFeatures
+
+__all__ = ["Embedding", "Modulation", "modulate", "zeroed"]
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -21,45 +22,40 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
-def fourier(t: Tensor, width: int) -> Tensor:
-    """Return cosines and sines of times of order one, at frequencies evenly spaced in their logarithm.
-
-        y = (cos w_1 t, ..., cos w_k t, sin w_1 t, ..., sin w_k t),    w = 0.5 ... 100 rad,    k = width / 2
-
-    Args:
-        t: times, any shape, float32 or float64; the result has their precision.
-        width: size of the last axis of the result, even.
-
-    >>> fourier(torch.zeros(3), width=4)[0]
-    tensor([1., 1., 0., 0.])
-    """
-    w = torch.linspace(math.log(0.5), math.log(100.0), width // 2, dtype=t.dtype, device=t.device).exp()
-    phase = t[..., None] * w
-    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return (1 + scale) x + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class Embedding(nn.Module):
     """The time and, if there are classes, the label of a sample as one vector.
 
-        c = B silu(A fourier(t)) + e[label]
+        c = B silu(A y(t)) + e[label],    y the features of time
 
     Args:
-        width: size of the vector, even.
+        width: size of the vector.
         classes: number of classes, or None for a network without labels. The table e has one row more, at
             index `classes`, for "no label"; single samples may carry it, as training for guidance needs.
+        time: the features of time.
+        features: their number, even: how finely times are told apart does not depend on the size of the network.
 
     Raises:
-        ValueError: `width` is odd or not positive, or `classes` is not positive.
+        ValueError: `features` is odd, or a number is not positive.
     """
 
-    def __init__(self, width: int, classes: int | None = None) -> None:
+    def __init__(
+        self, width: int, classes: int | None = None, time: TimeFeatures = Sinusoidal(), features: int = 128
+    ) -> None:
         super().__init__()
-        if width < 2 or width % 2:
-            raise ValueError(f"The width of an embedding must be even and positive; got {width}. Make it so.")
+        if features < 2 or features % 2:
+            raise ValueError(f"The number of features of time must be even and positive; got {features}. Make it so.")
+        if width < 1:
+            raise ValueError(f"The width of an embedding must be positive; got {width}.")
         if classes is not None and classes < 1:
             raise ValueError(f"There must be at least 1 class; got {classes}. Without labels, pass None.")
         self.classes = classes
-        self.a = nn.Linear(width, width)
+        self.time = time.layer(features)
+        self.a = nn.Linear(features, width)
         self.b = nn.Linear(width, width)
         self.e = None if classes is None else nn.Embedding(classes + 1, width)
 
@@ -77,7 +73,7 @@ class Embedding(nn.Module):
         """
         _check_time(t, samples)
         weight = self.a.weight
-        y = fourier(t.to(weight.device).reshape(-1), self.a.in_features).to(weight.dtype)
+        y = self.time(t.to(weight.device).reshape(-1)).to(weight.dtype)
         c: Tensor = self.b(F.silu(self.a(y)))
         if self.e is None or self.classes is None:
             if label is not None:
@@ -111,7 +107,7 @@ class Modulation(nn.Module):
         """Return x, shape (B, features, ...), modulated by c, shape (B, width) or (1, width)."""
         y: Tensor = self.linear(F.silu(c))
         scale, shift = y.reshape(*y.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-        return x * (1 + scale) + shift
+        return modulate(x, scale, shift)
 
 
 def _check_time(t: Tensor, samples: int) -> None:

@@ -34,9 +34,12 @@ def prepare(model: Model, plan: Plan, x: Tensor) -> tuple[Plan, list[Ask]]:
     return plan, [(ask, t) for t in times.unbind()]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _written(plan: Plan, predicts: Target) -> Plan:
     return plan.to(predicts)
+
+
+# what torch.compiler.assume_constant_result does, but for importing the compiler, which takes longer than all else here
+_written._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _prepares(model: Model) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit._broadcast import Time
 from sdekit.plan.family import adams, tau_of, time_of
-from sdekit.prediction import Model, Prediction
+from sdekit.prediction import Model, Prediction, calls
 from sdekit.process import Process
 from sdekit.solvers.path import STRAIGHT
 
@@ -34,12 +34,12 @@ class Counted:
 
     Attributes:
         spent: the network calls made so far, each for a whole batch.
-        each: the network calls of one answer.
+        each: the network calls of one answer, at most.
     """
 
     def __init__(self, model: Model) -> None:
         self.model, self.spent = model, 0
-        self.each = int(getattr(model, "calls", 1))
+        self.each = calls(model)
 
     @property
     def process(self) -> Process:
@@ -47,7 +47,7 @@ class Counted:
         return self.model.process
 
     def __call__(self, x: Tensor, t: Time, /) -> Prediction:
-        self.spent += self.each
+        self.spent += calls(self.model, t)
         return self.model(x, t)
 
 

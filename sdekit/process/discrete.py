@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from sdekit._broadcast import as_time
@@ -82,6 +81,8 @@ class Discrete(Process):
     @cached_property
     def _cubics(self) -> Tensor:
         """Coefficients (4, T), highest power first, of log alpha on each interval, from its left node."""
+        from scipy.interpolate import PchipInterpolator  # only here: it takes long to import
+
         rises = 0.5 * np.log1p(-np.asarray(self.betas))
         # a step more at either end, like its neighbour, so that the slope there is the table's and never 0
         log_alpha = np.concatenate([[-rises[0], 0.0], np.cumsum([*rises, rises[-1]])])

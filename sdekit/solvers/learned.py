@@ -9,20 +9,11 @@ from torch import Tensor
 
 from sdekit.equation import Equation, ReverseSDE, System
 from sdekit.noise import Draw
-from sdekit.prediction import Prediction
+from sdekit.prediction import Prediction, WithVariance
 from sdekit.solvers.base import Solver, Step
 from sdekit.solvers.level import advance, total
 
-
-@dataclass(frozen=True, eq=False)
-class WithVariance(Prediction):
-    """A prediction that also says how large the variance of the step is.
-
-    Args:
-        place: where log variance lies between log beta-tilde (-1) and log beta (1), of the shape of `x`.
-    """
-
-    place: Tensor
+__all__ = ["LearnedVariance", "WithVariance"]
 
 
 @dataclass(frozen=True)

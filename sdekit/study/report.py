@@ -1,44 +1,174 @@
-"""A report: findings with a table and a plot."""
+"""A report: what a study has found, as figures, tables, plots and a page."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sdekit.study.figure import draw
-from sdekit.study.findings import Findings
-from sdekit.study.rows import Rows
+from sdekit.study import frame
+from sdekit.study.entry import Entry
+from sdekit.study.figure import Cost, draw
+from sdekit.study.findings import Findings, Outcome
+from sdekit.study.html import page
+from sdekit.study.rows import OK, Row, Rows
 from sdekit.study.table import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
-class Report(Findings):
-    """The rows of a study, one for each cell, as figures, a table and a plot.
+class Report:
+    """The rows of a study, draws and values, and what they say of every model by every metric.
+
+    Where there is one model and one metric, `methods`, `budgets`, `entries`, `floor` and `best` are those of `of()`.
+
+    Args:
+        rows: of both kinds.
+        path: the file that they are from, for the samples beside it; None if there is none.
 
     Raises:
-        ValueError: there is no row, or rows are of several models, metrics or numbers of samples, which do not compare.
+        ValueError: there is no row of a method, or rows of one model and metric do not compare.
     """
+
+    rows: tuple[Row, ...]
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.findings:
+            Findings(tuple(Outcome(row, None) for row in self.rows if row["kind"] == "draw"))  # raises
 
     @classmethod
     def read(cls, path: str | Path) -> Report:
         """Return the report on all rows of a file, without the model or the data."""
-        return cls(tuple(Rows(Path(path)).latest().values()))
+        rows = Rows(Path(path))
+        return cls((*rows.draws().values(), *rows.values().values()), Path(path))
+
+    @cached_property
+    def findings(self) -> dict[tuple[str, str], Findings]:
+        """What has been found of each model, by its label, by each metric, by its name."""
+        draws = [row for row in self.rows if row["kind"] == "draw"]
+        models = dict.fromkeys(str(row["model"]) for row in draws if row["budget"] is not None)
+        metrics = dict.fromkeys(row["metric"] for row in self.rows if row["kind"] == "value") or {"": None}
+        both = {(model, metric): self._outcomes(model, metric) for model in models for metric in metrics}
+        return {key: Findings(outcomes) for key, outcomes in both.items() if outcomes}
+
+    def of(self, model: str | None = None, metric: str | None = None) -> Findings:
+        """Return what has been found of one model by one metric; each may be left out where there is but one.
+
+        Raises:
+            ValueError: there is none such, or more than one.
+        """
+        fits = [found for key, found in self.findings.items() if model in (None, key[0]) and metric in (None, key[1])]
+        if len(fits) != 1:
+            have = ", ".join(f"model={key[0]!r}, metric={key[1]!r}" for key in self.findings)
+            raise ValueError(
+                f"Figures are of one model and one metric to be comparable; got {len(fits)} that fit. Ask for one of: "
+                f"{have}."
+            )
+        return fits[0]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods' labels, in the order of the study."""
+        return self.of().methods
+
+    @property
+    def budgets(self) -> list[int]:
+        """The budgets, rising."""
+        return self.of().budgets
+
+    @property
+    def entries(self) -> dict[tuple[str, int], Entry]:
+        """The entry of each method, by label, at each budget."""
+        return self.of().entries
+
+    @property
+    def floor(self) -> Entry | None:
+        """The entry of real data, None if the study has none."""
+        return self.of().floor
+
+    def best(self, budget: int) -> str | None:
+        """Return the method with the lowest mean at a budget; None if none has a value for every seed."""
+        return self.of().best(budget)
 
     def table(self) -> str:
-        """Return a Markdown table of the means and sds, a row a method, a column a budget, real data last."""
-        return markdown(self)
+        """Return Markdown tables of means and intervals, a row a method, a column a budget, real data last."""
+        return "\n\n".join(markdown(found, of=self._heading(found)) for found in self.findings.values())
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the metric against the network calls counted, a line a method, and write it to a file if one is given.
+    def plot(self, path: str | Path | None = None, cost: Cost = Cost.CALLS) -> Figure:
+        """Draw every metric against a cost, a line a method, and write the figure to a file if one is given.
 
         Raises:
             ImportError: matplotlib is missing.
         """
-        figure = draw(self)
+        figure = draw({self._heading(found): found for found in self.findings.values()}, cost)
         if path is not None:
             figure.savefig(path, bbox_inches="tight", dpi=200)
         return figure
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for every entry, all of one shape: see `frame.COLUMNS`."""
+        return [record for found in self.findings.values() for record in frame.records(found)]
+
+    def csv(self) -> str:
+        """Return the records as CSV, with a header."""
+        return frame.csv(self.records)
+
+    def dataframe(self) -> DataFrame:
+        """Return the records as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is missing.
+        """
+        return frame.dataframe(self.records)
+
+    def parquet(self, path: str | Path) -> None:
+        """Write the records to a parquet file.
+
+        Raises:
+            ImportError: pandas or pyarrow is missing.
+        """
+        frame.parquet(self.records, Path(path))
+
+    def html(self, path: str | Path, title: str = "Quality against network evaluations", command: str = "") -> Path:
+        """Write one page that holds everything and asks for nothing from elsewhere, and return its path.
+
+        Args:
+            path: the file.
+            title: the page's heading.
+            command: what the study was run by, for those who want to do it again.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = page(self.findings, self.path, title, command)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return path
+
+    def _heading(self, found: Findings) -> str:
+        """Return what tells a finding from the others: the metric, and the model where there are several."""
+        several = len({model for model, _ in self.findings}) > 1
+        return f"{found.model}: {found.metric}" if several else found.metric
+
+    def _outcomes(self, model: str, metric: str) -> tuple[Outcome, ...]:
+        """Return the outcomes of a model by a metric, and those of real data by the same measure; none without one."""
+        values: dict[str, list[Mapping[str, Any]]] = {}
+        for row in self.rows:
+            if row["kind"] == "value" and row["metric"] == metric:
+                values.setdefault(row["id"], []).append(row)
+        draws = [row for row in self.rows if row["kind"] == "draw"]
+        ours = [row for row in draws if row["budget"] is not None and str(row["model"]) == model]
+        measured = {row["method"] for row in ours if row["id"] in values}
+        measures = {value["measure"] for row in ours for value in values.get(row["id"], ())}
+        outcomes: list[Outcome] = []
+        for row in draws:
+            if row["budget"] is None:
+                outcomes += [Outcome(row, v) for v in values.get(row["id"], ()) if v["measure"] in measures]
+            elif row in ours and (row["method"] in measured or row["status"] != OK or not metric):
+                outcomes += [Outcome(row, v) for v in values.get(row["id"], (None,))]
+        return tuple(outcomes) if any(o.draw["budget"] is not None for o in outcomes) else ()

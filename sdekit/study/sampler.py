@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdekit._broadcast import Time, as_time
 from sdekit._value import Value
+from sdekit.equation import Equation
 from sdekit.grid import Grid
 from sdekit.methods import Method
+from sdekit.noise import BrownianPath, Keyed, Noise
 from sdekit.prediction import Mixture, Model, Prediction, Velocity
 from sdekit.process import Process
-from sdekit.sample import solve
+from sdekit.sample import solve, start
+from sdekit.study.contender import Drawn
 
 
 @dataclass(frozen=True)
 class Sampler(Value):
     """A method on a grid: the equation, the solver, and where the steps fall.
+
+    Args:
+        method: the equation and the solver.
+        grid: the rule of the grid; in a study its number of steps does not matter.
+        noise: the source of noise, whose seed does not matter; by default the Brownian path of the seed, which all
+            methods of a study share, and `Keyed()` where the equation is deterministic.
 
     >>> from sdekit import DDIM, HEUN, VP, Denoised, Denoiser, Eps, LogSNR
     >>> model = Denoiser(lambda x, t: 0 * x, VP(), predicts=Eps())
@@ -31,6 +41,7 @@ class Sampler(Value):
 
     method: Method
     grid: Grid
+    noise: Noise | None = None
 
     def nfe(self, model: Model) -> int:
         """Return the network calls of one run, counted in a dry run on one number in the model's place."""
@@ -47,14 +58,47 @@ class Sampler(Value):
         def with_steps(steps: int) -> Sampler:
             return replace(self, grid=self.grid.with_steps(steps))
 
-        # the cost grows with the steps, and a step costs a call or more: so the answer lies in 1 ... budget
-        steps = bisect.bisect_right(range(1, budget + 1), budget, key=lambda n: with_steps(n).nfe(model))
+        # a step costs a call or more, so the answer lies in 1 ... budget, and the cost grows with the steps: but for a
+        # model that costs more at some times than at others
+        counts = range(1, budget + 1)
+        if hasattr(model, "calls_at"):
+            steps = max((n for n in counts if with_steps(n).nfe(model) <= budget), default=0)
+        else:
+            steps = bisect.bisect_right(counts, budget, key=lambda n: with_steps(n).nfe(model))
         if steps == 0:
             raise ValueError(
                 f"A budget must pay for one step; {self.method.solver} on {self.grid} asks the network "
                 f"{with_steps(1).nfe(model)} times for it, got a budget of {budget}. Raise the budget."
             )
         return with_steps(steps)
+
+    def run(self, model: Model, like: Tensor, seed: int, first: int) -> Drawn:
+        """Draw the samples from number `first` of the seed on, as many and of the shape of `like`."""
+        noise = driving(self.method.equation, self.noise, seed, first)
+        x = start(model, tuple(like.shape), self.grid, noise)
+        x, _, nfe = solve(model, x, self.method, self.grid, noise)
+        return Drawn(x, nfe, len(self.grid(model.process)) - 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return its JSON, or no more than its type if it holds a function."""
+        return described(self)
+
+
+def driving(equation: Equation, noise: Noise | None, seed: int, first: int) -> Noise:
+    """Return the noise of the samples from number `first` of a seed on.
+
+    By default that is the Brownian path, for a stochastic equation, and else `Keyed`; both start from the same states.
+    """
+    chosen = noise or (BrownianPath() if equation.eta > 0 else Keyed())
+    return replace(chosen, seed=seed, first=first)
+
+
+def described(value: Value) -> dict[str, Any]:
+    """Return a value's JSON, or no more than its type if it holds a function."""
+    try:
+        return value.to_json()
+    except TypeError:
+        return {"type": type(value).__name__}
 
 
 class _Blank:
@@ -63,6 +107,8 @@ class _Blank:
     def __init__(self, model: Model) -> None:
         self.process: Process = model.process
         self.calls: int = getattr(model, "calls", 1)
+        if hasattr(model, "calls_at"):
+            self.calls_at = model.calls_at
 
     def __call__(self, x: Tensor, t: Time, /) -> Prediction:
         return _Nothing(self.process, x, as_time(t), torch.zeros_like(x), Velocity())

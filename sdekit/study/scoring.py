@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sdekit.likelihood import Exact, FixedGrid, Integrator, Likelihood, Trace, log_likelihood
 from sdekit.likelihood.dequantizer import Continuous, Dequantizer
+from sdekit.metrics.fingerprint import fingerprint
 from sdekit.prediction import Model
-from sdekit.study.fingerprint import fingerprint
 from sdekit.study.rows import Rows
 from sdekit.study.scores import Score, Scores, read
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from sdekit.study.entry import LEVEL, Entry
 from sdekit.study.findings import Findings
 from sdekit.study.rows import REAL
 
 
-def markdown(findings: Findings) -> str:
-    """Return the table of a report: a caption above, notes below."""
+def markdown(findings: Findings, of: str) -> str:
+    """Return the table of a report under a caption that begins with what it is `of`; notes below."""
     header = ["", *(f"NFE {budget}" for budget in findings.budgets)]
     body = [[method, *(_field(findings, method, budget) for budget in findings.budgets)] for method in findings.methods]
     if findings.floor:
-        body.append([REAL, *[figures(findings.floor.mean, findings.floor.sd)] * len(findings.budgets)])
-    notes = [f"- {note}" for note in _notes(findings)]
+        body.append([REAL, *[interval(findings.floor)] * len(findings.budgets)])
+    notes = [f"- {note}" for note in notes_on(findings)]
     return "\n".join(
         [
-            f"**{findings.metric}** {findings.caption}, the best at each NFE is bold.",
+            f"**{of}** {findings.caption}. Bold: the best at each NFE, and what cannot be told from it at {LEVEL:.0%}.",
             "",
             *_aligned(header, body),
             *([""] if notes else []),
@@ -27,8 +28,14 @@ def markdown(findings: Findings) -> str:
     )
 
 
-def figures(mean: float, sd: float) -> str:
-    """Return "mean ± sd" with three figures of the mean, and up to two more where the sd is too small to show.
+def interval(entry: Entry) -> str:
+    """Return the mean of an entry with the reach of its 95% interval, "–" where there is no value."""
+    mean = entry.interval
+    return figures(mean.value, mean.high - mean.value)
+
+
+def figures(mean: float, reach: float) -> str:
+    """Return "mean ± reach" with three figures of the mean, and up to two more where the reach is too small to show.
 
     >>> figures(0.123456, 0.0123), figures(1234.5, math.nan), figures(1.5e-7, 2e-10)
     ('0.123 ± 0.012', '1234', '(1.500 ± 0.002)e-07')
@@ -37,33 +44,34 @@ def figures(mean: float, sd: float) -> str:
         return "–"
     exponent = math.floor(math.log10(abs(mean))) if mean else 0
     if not -4 < exponent < 6:
-        inner = figures(mean / 10.0**exponent, sd / 10.0**exponent)
+        inner = figures(mean / 10.0**exponent, reach / 10.0**exponent)
         return f"({inner})e{exponent:+03d}" if "±" in inner else f"{inner}e{exponent:+03d}"
     decimals = max(0, 2 - exponent)
-    if sd > 0:
-        decimals = min(max(decimals, -math.floor(math.log10(sd))), decimals + 2)
-    return f"{mean:.{decimals}f}" + ("" if math.isnan(sd) else f" ± {sd:.{decimals}f}")
+    if reach > 0:
+        decimals = min(max(decimals, -math.floor(math.log10(reach))), decimals + 2)
+    return f"{mean:.{decimals}f}" + ("" if math.isnan(reach) else f" ± {reach:.{decimals}f}")
 
 
 def _field(findings: Findings, method: str, budget: int) -> str:
     entry = findings.entries.get((method, budget))
     if entry is None:
         return ""
-    text = figures(entry.mean, entry.sd)
+    text = interval(entry)
     if entry.values and entry.errors:
         text += f" ({len(entry.values)} of {len(entry.values) + len(entry.errors)})"
     if entry.nfe not in (None, budget):
         text += f" [{entry.nfe}]"
-    return f"**{text}**" if method == findings.best(budget) else text
+    return f"**{text}**" if method in findings.contenders(budget) else text
 
 
-def _notes(findings: Findings) -> Iterator[str]:
+def notes_on(findings: Findings) -> Iterator[str]:
     """Yield what must be known to read the figures right."""
     entries, n = findings.entries, findings.samples
     if any(entry.nfe not in (None, budget) for (_, budget), entry in entries.items()):
         yield "[k]: the network calls counted, where they are fewer than the budget."
-    asked = max((row["shape"][0] for row in findings.rows if row["budget"] is not None), default=n)
-    held_out = max((row["shape"][0] for row in findings.rows if row["budget"] is None), default=n)
+    drawn = [outcome.draw for outcome in findings.outcomes]
+    asked = max((row["shape"][0] for row in drawn if row["budget"] is not None), default=n)
+    held_out = max((row["shape"][0] for row in drawn if row["budget"] is None), default=n)
     if findings.floor:
         lot = f"; of the {held_out} held out, each seed takes {n} by lot" if held_out > n else ""
         yield f"{REAL}: held out, against the same reference, at the same n = {n}{lot}."

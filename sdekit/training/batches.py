@@ -63,6 +63,13 @@ def unpack(batch: Any, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
     return _to(parts[0], device), {name: _to(value, device) for name, value in condition.items()}
 
 
+def rows_of(condition: dict[str, Any], rows: slice, batch: int) -> dict[str, Any]:
+    """Return what the network takes by name for some rows of a batch: of each tensor of that many rows, those."""
+    if rows == slice(0, batch):
+        return condition
+    return {k: v[rows] if isinstance(v, Tensor) and v.shape[:1] == (batch,) else v for k, v in condition.items()}
+
+
 class Shuffled:
     """Batches of data in memory: batch k is rows k size ... (k + 1) size of one shuffle of the data after another.
 
@@ -106,16 +113,18 @@ class Shuffled:
 class Repeated:
     """Batches of an iterable, again and again, in its own order: the step asked for does not matter.
 
+    The iterable is started when the first batch is asked for, and started again when it ends.
+
     Raises:
         ValueError: the iterable gives no (more) batches.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
-        self.rest: Iterator[Any] = iter(batches)
+        self.rest: Iterator[Any] | None = None
 
     def __call__(self, step: int) -> Any:
-        batch = next(self.rest, None)
+        batch = None if self.rest is None else next(self.rest, None)
         if batch is None:
             self.rest = iter(self.batches)
             batch = next(self.rest, None)

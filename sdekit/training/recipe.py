@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdekit._value import Value
@@ -15,7 +16,8 @@ class Recipe(Value):
     Args:
         steps: number of steps of the whole training.
         batch: samples per step, where the data are tensors.
-        lr: the learning rate after the warm-up.
+        lr: the learning rate after the warm-up; or a function from the step, counted from 0, to it, which must be a
+            `Value` with a `__call__` if the training shall be stored.
         warmup: steps over which the learning rate rises linearly.
         final: the share of lr left at the end, approached along half a cosine; 1 keeps it constant.
         weight_decay: AdamW's.
@@ -28,7 +30,7 @@ class Recipe(Value):
 
     steps: int
     batch: int = 256
-    lr: float = 1e-3
+    lr: float | Callable[[int], float] = 1e-3
     warmup: int = 0
     final: float = 1.0
     weight_decay: float = 0.0
@@ -39,7 +41,7 @@ class Recipe(Value):
         ranges = {
             "steps": self.steps >= 1,
             "batch": self.batch >= 1,
-            "lr": 0 < self.lr < math.inf,
+            "lr": callable(self.lr) or 0 < self.lr < math.inf,
             "warmup": 0 <= self.warmup <= self.steps,
             "final": 0 <= self.final <= 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
@@ -57,7 +59,8 @@ class Recipe(Value):
         """Return the learning rate of a step, counted from 0."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
-        return self.lr * warm * (self.final + (1 - self.final) * cosine)
+        lr = self.lr(step) if callable(self.lr) else self.lr
+        return lr * warm * (self.final + (1 - self.final) * cosine)
 
     def decay(self, step: int) -> float:
         """Return how much of the average a step, counted from 0, keeps: (1 + step) / (10 + step) until that is `ema`.

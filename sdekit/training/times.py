@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdekit._broadcast import Time, as_time
 from sdekit._value import Value
-from sdekit.process import EDM, Process
+from sdekit.process import EDM, Discrete, Process
+
+
+class Learner(nn.Module, ABC):
+    """A law that has learned from the losses of a training. All it remembers is in its buffers."""
+
+    @abstractmethod
+    def draw(self, process: Process, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Draw the times of a batch of `n` and their importance weights: see `TimeLaw.draw`."""
+
+    @abstractmethod
+    def observe(self, process: Process, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses of a batch, without importance weights, at the times `t`: both of shape (B,)."""
 
 
 class TimeLaw(Value, ABC):
@@ -45,9 +57,22 @@ class TimeLaw(Value, ABC):
 
         Reference: Kingma et al. 2021 (arXiv 2107.00630), appendix I.1, where the n times share one random number.
         """
-        slices = torch.randperm(n, generator=generator, device=generator.device)
-        within = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
-        return self.quantile(process, (slices + within) / n)
+        return self.quantile(process, places(n, generator))
+
+    def draw(self, process: Process, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Draw the times of a batch of `n` and their importance weights, both of shape (n,); None for weights of 1."""
+        return self.sample(process, n, generator), None
+
+    def learner(self, process: Process) -> Learner | None:
+        """Return what draws in place of the law where the law learns from the losses, else None."""
+        return None
+
+
+def places(n: int, generator: torch.Generator) -> Tensor:
+    """Return one random number in each of n equal slices of [0, 1), in random order: float64, shape (n,)."""
+    slices = torch.randperm(n, generator=generator, device=generator.device)
+    within = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+    return within.add_(slices).div_(n)
 
 
 @dataclass(frozen=True)
@@ -64,13 +89,70 @@ class UniformTimes(TimeLaw):
     def cdf(self, process: Process, t: Tensor) -> Tensor:
         return (t - process.t_min) / (process.t_max - process.t_min)
 
+    def density(self, process: Process, t: Time) -> Tensor:
+        return torch.full_like(as_time(t), 1 / (process.t_max - process.t_min))
+
 
 @dataclass(frozen=True)
-class LogNormal(TimeLaw):
+class UniformSteps(TimeLaw):
+    """The uniform law on the steps of a table: the nodes of a `Discrete` process, as DDPM is trained.
+
+    Raises:
+        ValueError: when used on a process without a table.
+
+    Reference: Ho et al. 2020 (arXiv 2006.11239), algorithm 1.
+    """
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        table, (first, count) = steps(process)
+        return table.node(first + (u * count).floor().clamp(max=count - 1))
+
+    def cdf(self, process: Process, t: Tensor) -> Tensor:
+        table, (first, count) = steps(process)
+        return ((table.steps * t + 1e-6).floor() - first).clamp(0, count) / count
+
+    def density(self, process: Process, t: Time) -> Tensor:
+        """Return the share of every step: the law has no density per unit of time."""
+        return torch.full_like(as_time(t), 1 / steps(process)[1][1])
+
+
+class LevelLaw(TimeLaw):
+    """A law of the noise level z = log(sigma / alpha), restricted to those the process has.
+
+    A subclass gives the unrestricted law: its distribution function, the inverse of that and its density.
+    """
+
+    @abstractmethod
+    def below(self, z: Tensor) -> Tensor:
+        """Return the share of the unrestricted law below the level `z`."""
+
+    @abstractmethod
+    def level(self, share: Tensor) -> Tensor:
+        """Return the level below which a share of the unrestricted law lies."""
+
+    @abstractmethod
+    def height(self, z: Tensor) -> Tensor:
+        """Return the density of the unrestricted law at the level `z`."""
+
+    def quantile(self, process: Process, u: Tensor) -> Tensor:
+        below, within = _mass(self, process)
+        return _time(process, -self.level(below + within * u))
+
+    def cdf(self, process: Process, t: Tensor) -> Tensor:
+        below, within = _mass(self, process)
+        return (self.below(-process.lam(t)) - below) / within
+
+    def density(self, process: Process, t: Time) -> Tensor:
+        t = as_time(t)
+        return self.height(-process.lam(t)) * _fall(process, t) / _mass(self, process)[1]
+
+
+@dataclass(frozen=True)
+class LogNormal(LevelLaw):
     """The normal law of log(sigma / alpha), restricted to the noise levels the process has.
 
     On `EDM` it is Karras' law of sigma. On `RectifiedFlow`, where log(sigma / alpha) = log(t / (1 - t)), it is the
-    logit-normal law of t.
+    logit-normal law of t: with `LogNormal(0.0, 1.0)` and velocity prediction the objective of Stable Diffusion 3.
 
     Args:
         mean: mean of log(sigma / alpha) before the restriction.
@@ -89,26 +171,30 @@ class LogNormal(TimeLaw):
         if not 0 < self.std < math.inf:
             raise ValueError(f"std must be positive, the standard deviation of log(sigma/alpha); got {self.std}.")
 
-    def quantile(self, process: Process, u: Tensor) -> Tensor:
-        below, within = _mass(self, process)
-        return _time(process, -self.mean - self.std * torch.special.ndtri(below + within * u))
+    def below(self, z: Tensor) -> Tensor:
+        share: Tensor = torch.special.erfc((self.mean - z) * (math.sqrt(0.5) / self.std)) / 2  # exact in the lower tail
+        return share
 
-    def cdf(self, process: Process, t: Tensor) -> Tensor:
-        below, within = _mass(self, process)
-        return (_normal_cdf((-process.lam(t) - self.mean) / self.std) - below) / within
+    def level(self, share: Tensor) -> Tensor:
+        level: Tensor = self.mean + self.std * torch.special.ndtri(share)
+        return level
+
+    def height(self, z: Tensor) -> Tensor:
+        return torch.exp(-(((z - self.mean) / self.std) ** 2) / 2) / (self.std * math.sqrt(2 * math.pi))
 
 
 @dataclass(frozen=True)
 class UniformLogSNR(TimeLaw):
     """The uniform law of lam = log(alpha / sigma), the clock in which likelihood weights every noise prediction alike.
 
-    Training on it with the weight `On(Eps())` has the same expected loss, up to a constant factor, as training on
-    uniform times with `Likelihood()`, at a fraction of the variance.
+    Its density per unit of time is proportional to g^2 / sigma^2, the law with which likelihood weighting has the least
+    variance where all errors of the noise are of one size. Training on it with the weight `On(Eps())` has the same
+    expected loss, up to a constant factor, as training on uniform times with `Likelihood()`; see also `Importance`.
 
     Raises:
         ValueError: when used on a process whose lam is infinite at an end.
 
-    Reference: Kingma et al. 2021 (arXiv 2107.00630), section 5.1.
+    Reference: Kingma et al. 2021 (arXiv 2107.00630), section 5.1; Song et al. 2021 (arXiv 2101.09258), section 5.1.
     """
 
     def quantile(self, process: Process, u: Tensor) -> Tensor:
@@ -118,6 +204,10 @@ class UniformLogSNR(TimeLaw):
     def cdf(self, process: Process, t: Tensor) -> Tensor:
         lo, hi = self._finite(process)
         return (hi - process.lam(t)) / (hi - lo)
+
+    def density(self, process: Process, t: Time) -> Tensor:
+        lo, hi = self._finite(process)
+        return _fall(process, as_time(t)) / (hi - lo)
 
     def _finite(self, process: Process) -> tuple[float, float]:
         lo, hi = _lam_range(process)
@@ -134,17 +224,33 @@ def usual_times(process: Process) -> TimeLaw:
     return LogNormal() if isinstance(process, EDM) else UniformTimes()
 
 
+def steps(process: Process) -> tuple[Discrete, tuple[int, int]]:
+    """Return a process with a table, the first of its steps within [t_min, t_max] and how many there are.
+
+    Raises:
+        ValueError: the process has no table.
+    """
+    if not isinstance(process, Discrete):
+        raise ValueError(
+            f"Steps are those of a table, and need a Discrete process; got {process}. Take Discrete.cosine(), say, or "
+            "an objective in continuous time: Objective(Likelihood(), Importance()) for likelihoods."
+        )
+    first = math.ceil(process.t_min * process.steps - 1 - 1e-6)
+    last = math.floor(process.t_max * process.steps - 1 + 1e-6)
+    return process, (max(first, 0), last - max(first, 0) + 1)
+
+
 @lru_cache(maxsize=32)
 def _lam_range(process: Process) -> tuple[float, float]:
     return float(process.lam(process.t_max)), float(process.lam(process.t_min))
 
 
 @lru_cache(maxsize=32)
-def _mass(law: LogNormal, process: Process) -> tuple[float, float]:
+def _mass(law: LevelLaw, process: Process) -> tuple[float, float]:
     """Return the shares of the unrestricted law below the noise levels of the process and within them."""
     lo, hi = _lam_range(process)
     ends = torch.tensor([-hi, -lo], dtype=torch.float64)
-    below, above = _normal_cdf((ends - law.mean) / law.std).tolist()
+    below, above = law.below(ends).tolist()
     if not above - below > 1e-6:
         raise ValueError(
             f"The process must have noise levels that {law} is made of; log(sigma/alpha) of {process} ranges "
@@ -158,6 +264,7 @@ def _time(process: Process, lam: Tensor) -> Tensor:
     return process.time(lam.clamp(*_lam_range(process))).clamp(process.t_min, process.t_max)
 
 
-def _normal_cdf(z: Tensor) -> Tensor:
-    share: Tensor = torch.special.erfc(-z * math.sqrt(0.5)) / 2  # keeps its digits in the lower tail
-    return share
+def _fall(process: Process, t: Tensor) -> Tensor:
+    """Return -lam'(t), the rate at which the noise level rises."""
+    (alpha_rate, sigma_rate), alpha, sigma = process.rates(t), process.alpha(t), process.sigma(t)
+    return sigma_rate / sigma - alpha_rate / alpha

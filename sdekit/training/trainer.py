@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdekit.denoiser import Denoiser
-from sdekit.training.batches import Batches, key, source, unpack
-from sdekit.training.checkpoint import BuildNet, Sections, describe, read, rebuild, write
-from sdekit.training.objective import Objective
+from sdekit.training import state
+from sdekit.training.batches import Batches, Repeated, key, rows_of, source, unpack
+from sdekit.training.checkpoint import BuildNet, Sections, read, rebuild, write
+from sdekit.training.devices import Devices, OneDevice
+from sdekit.training.loss import Loss
+from sdekit.training.objective import Criterion, Noising, Objective
+from sdekit.training.randomness import kept_random_state, seed_globally
 from sdekit.training.recipe import Recipe
 
 _averaging = lru_cache(maxsize=1)(get_ema_multi_avg_fn)  # one decay, once warmed up
@@ -46,14 +50,18 @@ class Trainer:
     are left as they were. A run that is saved and resumed equals one that was not, on the CPU bit for bit.
 
     Args:
-        model: what is trained, in place.
+        model: what is trained, in place: a `Denoiser`, or another module with a `process` that the objective can judge.
         batches: tensors, a function of the step, or an iterable of batches: see `Batches`.
         recipe: for how long and how.
         objective: the loss.
         seed: any whole number.
+        devices: where and in how many pieces: `OneDevice()`, `Accelerated(accelerator)`, `Sharded()`.
 
     Attributes:
         average: the model with averaged weights, which is the one to sample from.
+        loss: the model with its objective.
+        trained: the parameters that are trained, by name.
+        optimizer: AdamW.
         step: steps done so far.
 
     Raises:
@@ -61,19 +69,28 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Denoiser, batches: Batches, recipe: Recipe, objective: Objective = Objective(), seed: int = 0
+        self,
+        model: Any,
+        batches: Batches,
+        recipe: Recipe,
+        objective: Criterion = Objective(),
+        seed: int = 0,
+        devices: Devices = OneDevice(),
     ) -> None:
-        self.model, self.recipe, self.objective, self.seed = model, recipe, objective, seed
+        self.model, self.recipe, self.objective, self.seed, self.devices = model, recipe, objective, seed, devices
         self.step = 0
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self._trained:
+        if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("A model must have parameters that require a gradient; it has none. Is the net a module?")
-        self.optimizer = _adamw(list(self._trained.values()), recipe)
         self.average = copy.deepcopy(model).requires_grad_(False).eval() if recipe.ema else model
+        for placed in (model, self.average)[: 2 if recipe.ema else 1]:
+            devices.place(placed)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._device = next(iter(self.trained.values())).device
+        self.loss = Loss(model, objective).to(self._device)
+        self._computed, self.optimizer = devices.prepare(self.loss, _adamw(list(self.trained.values()), recipe))
         self._weights = _floating(model), _floating(self.average)
         self._buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
         self._batch = source(batches, recipe.batch, seed)
-        self._device = next(iter(self._trained.values())).device
         self._generator = torch.Generator(self._device)
         self._patience = 1 if self._device.type == "cpu" else 50  # steps between looks at losses, which wait for a GPU
         self._unread: dict[int, Tensor] = {}
@@ -88,7 +105,7 @@ class Trainer:
         Raises:
             FloatingPointError: a loss is not finite. On the CPU the step is not taken, elsewhere up to 50 more are.
         """
-        self.model.train()
+        self.loss.train()
         while len(self) > 0:
             yield self.advance()
         self._check()
@@ -96,17 +113,17 @@ class Trainer:
     def advance(self) -> Progress:
         """Take one step."""
         lr = self.recipe.rate(self.step)
-        loss = self._evaluate(self.objective, self.step)
-        self._unread[self.step] = seen = loss.detach()
+        self.optimizer.zero_grad()
+        noising, losses = self._differentiate()
+        self._unread[self.step] = seen = losses.mean()
         if len(self._unread) >= self._patience:
             self._check()
-        loss.backward()
+        self.loss.observe(noising, losses)
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained.values(), self.recipe.clip)
+            self.devices.clip(list(self.trained.values()), self.recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.optimizer.zero_grad()
         if self.recipe.ema:
             self._update_average()
         self.step += 1
@@ -115,32 +132,40 @@ class Trainer:
     def losses(self, step: int) -> Tensor:
         """Return the loss of every sample of a step, counted from 0: shape (B,).
 
-        Batch, times and noise are those of that step, whenever it is asked (but batches of an iterable just go on).
+        Batch, times and noise are those of that step, whenever it is asked (but batches of an iterable just go on, and
+        a law of the times that learns has learned since).
         """
-        return self._evaluate(self.objective.each, step)
+        with kept_random_state(self._device):
+            x0, condition, noising, seed = self._drawn(step)
+            seed_globally(seed ^ 1, self._device)
+            losses: Tensor = self.loss(x0, noising, **condition)
+        return losses
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Store everything but the batches: see `sdekit.training.save`. `load(path)` gives the averaged model.
+
+        Of many ranks all must call this; the first one writes.
 
         Raises:
             FloatingPointError: a loss was not finite. Nothing is written, so the last good checkpoint stays.
             ValueError, TypeError, OSError: as `sdekit.training.save`.
         """
         self._check()
-        training = {
-            "step": self.step,
-            "seed": self.seed,
-            "recipe": self.recipe.to_json(),
-            "objective": self.objective.to_json(),
-            "trained": list(self._trained),
-        }
-        sections: Sections = {"model": self.model.state_dict()}
-        if self.recipe.ema:
-            sections["average"] = self.average.state_dict()
-        for name, p in self._trained.items():
-            for part, tensor in self.optimizer.state[p].items():
-                sections.setdefault(f"adamw.{part}", {})[name] = tensor
-        write(path, {**describe(self.model), "training": training}, sections)
+        config, sections = state.stored(self)
+        self.devices.write(lambda: write(path, config, sections))
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Take over what a trainer like this one, of the same model, recipe, objective and seed, stored at `path`.
+
+        The recipe may have another number of steps. Data in tensors, functions of the step and iterables that start
+        again alike go on where they stopped.
+
+        Raises:
+            FileNotFoundError, ValueError: as `sdekit.training.load`, or the file holds something else.
+        """
+        config, sections = read(path)
+        state.check(self, config, path)
+        self._take(config, sections)
 
     @classmethod
     def load(
@@ -149,43 +174,58 @@ class Trainer:
         batches: Batches,
         net: BuildNet | None = None,
         device: torch.device = torch.device("cpu"),
+        kind: Any = Denoiser,
     ) -> Self:
-        """Return the trainer stored at `path`, to go on where it stopped.
-
-        Data in tensors and functions of the step go on too; an iterable starts from its beginning.
+        """Return the trainer stored at `path`, to go on where it stopped, on one device: see `restore`.
 
         Raises:
             FileNotFoundError, ValueError: as `sdekit.training.load`, or the file holds a model without its training.
         """
         config, sections = read(path)
-        if "training" not in config:
-            raise ValueError(f"{path} must be saved by a trainer to go on training; it holds a model. Load it as one.")
-        training = config["training"]
-        model = rebuild(config, sections["model"], net).to(device)
+        training = state.training(config, path)
+        model = rebuild(config, sections["model"], net, kind).to(device)
         for name, p in model.named_parameters():
             p.requires_grad_(name in training["trained"])
-        recipe, objective = Recipe.from_json(training["recipe"]), Objective.from_json(training["objective"])
+        recipe, objective = Recipe.from_json(training["recipe"]), Criterion.from_json(training["objective"])
         trainer = cls(model, batches, recipe, objective, training["seed"])
-        trainer._restore(training["step"], sections)
+        trainer._take(config, sections)
         return trainer
 
-    def _restore(self, step: int, sections: Sections) -> None:
-        self.step = step
-        if self.recipe.ema:
-            self.average.load_state_dict(sections["average"])
-        parts = {name.removeprefix("adamw."): named for name, named in sections.items() if name.startswith("adamw.")}
-        state = {
-            i: {part: named[name] for part, named in parts.items() if name in named}
-            for i, name in enumerate(self._trained)
-        }
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": groups})
+    def _take(self, config: dict[str, Any], sections: Sections) -> None:
+        state.put(self, sections)
+        self.step = config["training"]["step"]
+        self._unread = {}
+        if isinstance(self._batch, Repeated):
+            self._batch.rest = None
+            with kept_random_state(self._device):
+                for step in range(self.step):
+                    self._whole(step)
 
-    def _evaluate(self, objective: Callable[..., Tensor], step: int) -> Tensor:
-        x0, condition = unpack(self._batch(step), self._device)
+    def _drawn(self, step: int) -> tuple[Tensor, dict[str, Any], Noising, int]:
+        """Return the whole batch of a step, what is drawn for it, and the step's seed."""
         seed = key(self.seed, step)
-        with _global_seed(seed ^ 1, self._device):
-            return objective(self.model, x0, self._generator.manual_seed(seed), **condition)
+        x0, condition = unpack(self._whole(step), self._device)
+        return x0, condition, self.loss.draw(x0, self._generator.manual_seed(seed)), seed
+
+    def _whole(self, step: int) -> Any:
+        seed_globally(key(self.seed, step) ^ 2, self._device)
+        return self._batch(step)
+
+    def _differentiate(self) -> tuple[Noising, Tensor]:
+        """Add up the gradient of the whole batch's mean loss; return what was drawn, and the loss of every sample."""
+        devices, parts, alone = self.devices, [], nullcontext()
+        with kept_random_state(self._device):
+            x0, condition, noising, seed = self._drawn(self.step)
+            n, rows = len(x0), devices.rows(len(x0))
+            for piece in rows:
+                seed_globally((seed ^ 1) + piece.start, self._device)
+                given = (x0, noising) if piece == slice(0, n) else (x0[piece], noising.rows(piece))
+                with alone if piece is rows[-1] else devices.apart(self._computed):
+                    with devices.autocast(self._device):
+                        part = self._computed(*given, **rows_of(condition, piece, n))
+                    devices.backward(part.mean() if len(part) == n else part.sum() * (devices.ranks / n))
+                parts.append(part.detach())
+        return noising, devices.gather(parts, rows, n)
 
     def _update_average(self) -> None:
         # torch.optim.swa_utils.AveragedModel around the same function takes six times as long on a small network
@@ -209,7 +249,7 @@ def train(
     model: Denoiser,
     batches: Batches,
     steps: int,
-    objective: Objective = Objective(),
+    objective: Criterion = Objective(),
     seed: int = 0,
     **recipe: Any,
 ) -> Denoiser:
@@ -223,31 +263,16 @@ def train(
     trainer = Trainer(model, batches, Recipe(steps, **recipe), objective, seed)
     for _ in trainer:
         pass
-    return trainer.average
+    average: Denoiser = trainer.average
+    return average
 
 
 def _adamw(parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     try:
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=recipe.rate(0), weight_decay=recipe.weight_decay, fused=True)
     except RuntimeError:  # a device or dtype without the fused kernel
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(parameters, lr=recipe.rate(0), weight_decay=recipe.weight_decay)
 
 
-def _floating(model: Denoiser) -> list[Tensor]:
+def _floating(model: torch.nn.Module) -> list[Tensor]:
     return [p.detach() for p in model.parameters() if p.is_floating_point()]
-
-
-@contextmanager
-def _global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, from which dropout draws, and leave them as they were."""
-    if device.type == "cuda":
-        with torch.random.fork_rng(devices=[device]):
-            torch.manual_seed(seed)
-            yield
-    else:
-        state = torch.random.get_rng_state()
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.random.set_rng_state(state)

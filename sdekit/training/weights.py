@@ -104,6 +104,31 @@ class MinSNR(Weight):
         return (process.alpha(t) / process.sigma(t)).square().clamp(max=self.gamma)
 
 
+@dataclass(frozen=True)
+class TruncatedSNR(Weight):
+    """The weight max(alpha^2 / sigma^2, least) on x0: `On(Eps())`, but for noise, where that would see no error of x0.
+
+    (SNR + 1, from the same paper, is `On(V())` on a process that preserves variance.)
+
+    Raises:
+        ValueError: least is not positive.
+
+    Reference: Salimans & Ho 2022 (arXiv 2202.00512), section 4.
+    """
+
+    least: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.least > 0:
+            raise ValueError(f"least must be positive, the smallest weight of an error of x0; got {self.least}.")
+
+    def target(self, predicts: Target) -> Target:
+        return X0()
+
+    def factor(self, process: Process, t: Tensor) -> Tensor:
+        return (process.alpha(t) / process.sigma(t)).square().clamp(min=self.least)
+
+
 def slope(process: Process, answer: Target, target: Target, t: Tensor) -> Tensor | float:
     """Return d target / d answer at fixed x, c (alpha b' - sigma a') / (c' (alpha b - sigma a)): 1 for the same target.
 
