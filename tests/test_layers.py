@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "sdekit"
 # A module imports only from lines above its own, and inside its own folder. "sdekit" is sdekit/__init__.py.
 # nets, data and metrics stand low because they may use only process, not because others build on them.
 ORDER = """
-_value
+_value _atomic
 _broadcast
 process
 nets

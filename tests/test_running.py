@@ -22,7 +22,7 @@ from torch import Tensor
 from sdekit import DDIM, DDPM, VP, GaussianMixture
 from sdekit.prediction import Prediction
 from sdekit.process import Process
-from sdekit.study import Checkpoint, Factory, Report, StorageError, Store, Study, Tuned, rows, storage
+from sdekit.study import Checkpoint, Factory, Report, StorageError, Store, Study, Tuned, rows
 from sdekit.study.runner import ATTEMPTS
 
 pytest.importorskip("joblib")
@@ -260,7 +260,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(path: Path, where: str, mon
             whole = os.write
             patch.setattr(rows.os, "write", lambda file, content: whole(file, content[:9]))
         else:
-            patch.setattr(*((rows.os, "write", full) if where == "rows" else (storage.os, "replace", full)))
+            patch.setattr(*((rows.os, "write", full) if where == "rows" else (os, "replace", full)))
         with pytest.raises(StorageError, match=r"write to .*study.jsonl.*No space left.*run it again"):
             study().run(path)
     assert path.read_bytes() == before

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdekit._atomic import replace
 from sdekit.data import Images
 
 __all__ = ["ImageClassifier", "ImageFeatures", "image_classifier", "image_features"]
@@ -203,19 +203,10 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write all of the file or nothing: to a neighbour first, which then takes its name."""
+    """Store the weights, all or nothing."""
     content = save({**weights, "sha256": _digest(weights)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        replace(path, content)
     except OSError as error:
         raise OSError(
             f"The trained classifier must be stored; {path.parent} cannot be written ({error}). "

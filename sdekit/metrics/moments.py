@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
-import os
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._atomic import replace
 from sdekit.metrics.estimate import Extractor
 from sdekit.metrics.features import points, rows
 
@@ -174,15 +174,9 @@ class FeatureStatistics:
         path = Path(path)
         about = json.dumps({"n": self.n, "extractor": self.extractor, "data": self.data})
         arrays: dict[str, Any] = {"mu": self.mean.numpy(), "sigma": self.covariance.numpy(), "json": np.array(about)}
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-            try:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        replace(path, file.getvalue())
 
 
 def read_reference(path: str | Path, extractor: Extractor | None = None, n: int | None = None) -> FeatureStatistics:
