@@ -34,12 +34,12 @@ DIGITS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status: 0 done, 2 the request cannot be met."""
+    """Run the command line; return its exit status: 0 done, 1 done but for cells that failed, 2 it cannot be done."""
     given = _parser().parse_args(arguments)
     # so small a network gains little from threads, and loses much where another process has one of the cores
     torch.set_num_threads(1)
     try:
-        given.run(given)
+        return int(given.run(given) or 0)
     except ImportError as error:
         told = str(error).rstrip(".")
         advice = "" if "pip install" in told else '. The commands need: pip install "sdekit[demo]"'
@@ -48,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ArithmeticError, RuntimeError) as error:
         print(f"sdekit {given.command}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _train(given: argparse.Namespace) -> None:

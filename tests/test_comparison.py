@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sdekit.study.comparison import Difference, compare, holm, rank, verdicts
-from sdekit.study.entry import Entry, Goal
+from sdekit.study.entry import Entry, Goal, Spent
 from sdekit.study.pareto import Point, Reach, front, order, reach
 
 NUMBERS = st.floats(0.01, 100).map(lambda v: round(v, 3))
@@ -253,7 +253,7 @@ def test_a_method_may_get_worse_again() -> None:
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=12))
 def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> None:
-    entries = {("m", k): Entry((mean,), 5, seconds=seconds) for k, (mean, seconds) in enumerate(points)}
+    entries = {("m", k): Entry((mean,), 5, spent=Spent(seconds)) for k, (mean, seconds) in enumerate(points)}
     found = [(point.entry.mean, point.entry.seconds) for point in front(entries)]
     for mean, seconds in points:
         beaten = any(m <= mean and s <= seconds and (m, s) != (mean, seconds) for m, s in points)
@@ -263,7 +263,7 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> N
 
 def test_the_front_needs_times() -> None:
     assert front({("m", 5): entry(1.0)}) == ()
-    timed = Entry((1.0,), 5, seconds=2.0)
+    timed = Entry((1.0,), 5, spent=Spent(2.0))
     assert front({("m", 5): timed}) == (Point("m", 5, timed),)
 
 

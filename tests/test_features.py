@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +37,7 @@ from sdekit.metrics import (
     Wasserstein,
     floor,
 )
+from sdekit.metrics.fingerprint import fingerprint
 
 seeds = st.integers(0, 2**31)
 
@@ -214,3 +218,136 @@ def test_inception_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match=r'pip install "sdekit\[fid\]"'):
         Inception()
+
+
+# What stands for a metric's content -----------------------------------------------------------------------------------
+
+OWN = """
+import functools, logging, torch
+from torch import nn
+from torch.nn.functional import softplus
+SCALE = 1.0
+LEVELS = {"low": [1, 2], "high": torch.ones(2)}
+LOG = logging.getLogger(__name__)
+def helper(x):
+    return x + 1
+@functools.cache
+def kept(n):
+    return n + 1
+class Base:
+    order = 2
+    def of(self, x):
+        return x * 1.0
+class Net(nn.Module, Base):
+    @property
+    def width(self):
+        return 4
+    @staticmethod
+    def double(x):
+        return 2 * x
+    def forward(self, x):
+        return torch.tanh(x) + inner(3, x)
+def inner(n, x):
+    return x if n == 0 else outer(n - 1, x)
+def outer(n, x):
+    return (lambda y: inner(n, helper(y)) * SCALE)(softplus(x))
+def reads():
+    LOG.info("%s", LEVELS)
+    return kept(3), [SCALE for _ in range(2)]
+"""
+
+
+def prints(source: str, name: str) -> dict[str, str]:
+    """The fingerprints of what a file of one's own defines."""
+    module = ModuleType(name)
+    exec(compile(source, f"{name}.py", "exec"), vars(module))
+    return {key: fingerprint(getattr(module, key)) for key in ("outer", "reads", "Net")} | {
+        "net": fingerprint(module.Net()),
+        "metric": FrechetDistance(module.outer, torch.zeros(2, 1)).extractor.fingerprint,
+    }
+
+
+CODE = {"outer", "Net", "net", "metric"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("SCALE = 1.0", "SCALE = 2.0", CODE | {"reads"}),
+        ("return x + 1", "return x + 2", CODE),
+        ("x if n == 0", "2 * x if n == 0", CODE),
+        ("import softplus", "import relu as softplus", CODE),
+        ("torch.tanh(x) +", "torch.sin(x) +", {"Net", "net"}),
+        ("x * 1.0", "x * 1.5", {"Net", "net"}),
+        ("order = 2", "order = 3", {"Net", "net"}),
+        ("return 4", "return 5", {"Net", "net"}),
+        ("return 2 * x\n", "return 3 * x\n", {"Net", "net"}),
+        ("[1, 2]", "[1, 3]", {"reads"}),
+        ("torch.ones(2)", "torch.zeros(2)", {"reads"}),
+        ("return n + 1", "return n + 2", {"reads"}),
+        ("getLogger(__name__)", "getLogger('other')", set()),
+    ],
+)
+def test_an_edit_of_ones_own_code_shows(old: str, new: str, changed: set[str]) -> None:
+    assert OWN.count(old) == 1
+    before, after = prints(OWN, "own_code"), prints(OWN.replace(old, new), "own_code")
+    assert {key for key in before if before[key] != after[key]} == changed
+
+
+def test_packages_are_known_by_name() -> None:
+    for value in (torch.nn.functional.softplus, np.mean, FrechetDistance, dataclasses.replace, nn.Linear):
+        read = eval("lambda: found", {"found": value, "__name__": "own_code"})
+        other = eval("lambda: found", {"found": f"{value.__module__}.{value.__qualname__}", "__name__": "own_code"})
+        assert fingerprint(read) == fingerprint(other)
+
+
+def test_what_has_no_content_does_not_fail() -> None:
+    class Odd:
+        def __reduce_ex__(self, protocol: object) -> str:
+            raise RuntimeError
+
+        __slots__ = ()
+
+    found = {"odd": Odd(), "lock": threading.Lock(), "draws": torch.Generator(), "file": sys.stdout, "all": []}
+    found["all"].append(found)
+    read = eval("lambda: (odd, lock, draws, file, all)", found | {"__name__": "own_code"})
+    assert fingerprint(read) == fingerprint(read)
+    assert fingerprint({"odd": Odd()}) == fingerprint({"odd": Odd()})
+
+
+def test_a_worker_finds_the_fingerprints_of_its_sender(tmp_path: Path) -> None:
+    """Code that travels by value, as that of a script does, and code that is imported."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    source = OWN.replace("@functools.cache", "")  # which does not travel by value
+    script = f"""
+import pickle, sys, cloudpickle
+from sdekit.metrics.fingerprint import fingerprint
+if len(sys.argv) == 1:
+    {"".join(line + chr(10) + "    " for line in source.splitlines())}
+    import mine
+    values = [outer, reads, Net(), functools.partial(outer, 3), mine.outer, mine.Net()]
+    with open("values", "wb") as file:
+        cloudpickle.dump(values, file)
+else:
+    __file__ = "site-packages/worker.py"  # as that of loky's
+    with open("values", "rb") as file:
+        values = pickle.load(file)
+print([fingerprint(value) for value in values])
+"""
+    assert cloudpickle
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "script.py").write_text(script)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    told = [
+        subprocess.run(
+            [sys.executable, "script.py", *more],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for more, seed in (([], "1"), (["worker"], "2"))
+    ]
+    assert told[0] == told[1]
+    assert len(set(eval(told[0]))) == 4

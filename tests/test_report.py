@@ -434,3 +434,53 @@ def test_blocks_are_honest_about_frechet_distances(dims: int, shift: float) -> N
     stated = torch.tensor([difference.error for difference in found]).square().mean().sqrt()
     assert 0.8 < float(stated / true) < 1.8
     assert sum(difference.p < 0.05 for difference in found) <= 8  # of 60 at 5%: 8 or fewer in 99.6%
+
+
+# What does not belong together --------------------------------------------------------------------------------------
+
+
+def test_a_label_that_has_changed_its_meaning_is_refused() -> None:
+    """Rows of two samplers under one label would be averaged, and the interval be of nothing."""
+    again = cell("DDIM", 5, (0.1, 0.2))
+    rows = [row | {"id": f"other-{row['id']}"} for row in again]
+    with pytest.raises(ValueError, match=r"'DDIM' at 5 calls has several of seed 0: .* Give the new one a label"):
+        Report((*ROWS, *rows))
+
+
+def test_a_floor_that_has_changed_is_refused() -> None:
+    rows = [row | {"id": f"other-{row['id']}"} for row in cell(REAL, None, (0.5, 0.6), shape=[800, 2])]
+    with pytest.raises(ValueError, match="'real data' has several of seed 0"):
+        Report((*ROWS, *rows))
+
+
+def test_a_floor_that_failed_says_why() -> None:
+    failed = draw(REAL, None, status="TypeError: no tensor")
+    report = Report((*ONE, failed))
+    assert report.floor == Entry((), errors=("TypeError: no tensor",))
+    assert "| real data |" in report.table()
+
+
+def test_methods_stand_in_the_order_of_the_study_whatever_ended_first() -> None:
+    rows = [row | ({"place": 7} if row["kind"] == "draw" else {}) for row in cell("Heun", 5, (0.5, 0.6))]
+    rows += [row | ({"place": 3} if row["kind"] == "draw" else {}) for row in cell("DDIM", 5, (0.7, 0.8))]
+    assert Report(tuple(rows)).methods == ["DDIM", "Heun"]
+
+
+def test_labels_do_not_break_the_table() -> None:
+    table = Report(tuple(cell("a | b\nc", 5, (0.5, 0.6)))).table()
+    assert "| a \\| b c | **0.550 ± 0.635** |" in table
+
+
+@pytest.mark.parametrize(("asked", "told"), [(True, True), (False, False)])
+def test_who_thresholds_is_told(asked: bool, told: bool) -> None:
+    sampler = {"type": "Diffusers", "options": [["thresholding", asked], ["solver_order", 3]], "steps": 5}
+    table = Report(tuple(cell("DDIM", 5, (0.5, 0.6), sampler=sampler))).table()
+    assert ("- DDIM clips or thresholds its samples" in table) == told
+
+
+def test_overhead_is_the_time_beyond_bare_calls() -> None:
+    rows = cell("DDIM", 5, (0.5, 0.6), seconds=3.0, cpu_seconds=2.5, call_seconds=0.4, fit_seconds=7.0)
+    (record,) = Report(tuple(rows)).records
+    assert record["overhead"] == pytest.approx(3.0 - 5 * 0.4)
+    assert (record["seconds"], record["cpu_seconds"], record["fit_seconds"]) == (3.0, 2.5, 7.0)
+    assert Report(tuple(cell("DDIM", 5, (0.5, 0.6)))).records[0]["overhead"] is None

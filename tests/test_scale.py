@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +22,9 @@ from torch import Tensor, nn
 
 from sdekit import VP, Denoiser, Eps, GaussianMixture, sample
 from sdekit.methods import DDPM
+from sdekit.process import Process
 from sdekit.sample import share
+from sdekit.study.claims import STALE
 from sdekit.training import Recipe, Trainer
 from sdekit.training.devices import Accelerated, Devices, OneDevice, Sharded
 
@@ -199,3 +206,117 @@ def test_a_rank_hears_that_the_first_could_not_write():
     with pytest.raises(OSError, match="rely on the first, which could not write"):
         Silent(1.0).write(lambda: written.append(1))
     assert written == []
+
+
+# A study on a cluster -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The studies of the tests of running, which the processes of a cluster can import."""
+    pytest.importorskip("joblib")
+    import test_running
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
+    return test_running
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ModuleType]:
+    ray = pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 10**8}
+        ray.init(num_cpus=2, runtime_env={"env_vars": variables}, **options)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ray(ray, running, tmp_path, monkeypatch):
+    import joblib
+
+    monkeypatch.chdir(tmp_path)  # where ray's workers are not
+    with joblib.parallel_config(backend="ray"):
+        report = running.study().run("study.jsonl", batch=20, workers=2)
+    assert running.told(report) == running.told(running.study().run("alone.jsonl", batch=20))
+
+
+@pytest.mark.slow
+def test_a_worker_of_ray_that_dies(ray, running, tmp_path):
+    import joblib
+
+    mine = running.study(model=running.deadly(tmp_path, 1), budgets=(2,))
+    with joblib.parallel_config(backend="ray"):
+        report = mine.run(tmp_path / "study.jsonl", workers=2)
+    assert len(list((tmp_path / "graves").iterdir())) == 1
+    assert {row["status"] for row in report.rows} == {"ok"}
+    assert len(running.values(report)) == len(mine.cells)
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_share_the_work(running, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    path = tmp_path / "study.jsonl"
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=5)
+    jobs = executor.map_array(lambda _: running.slow().run(path), range(2))
+    tables = {job.result().table() for job in jobs}
+    alone = running.slow().run(tmp_path / "alone.jsonl")
+    assert tables == {alone.table()}
+    assert len(running.lines(path)) == len(running.lines(tmp_path / "alone.jsonl"))  # none was done twice
+    assert list((tmp_path / "study.jsonl.claims").glob("*.claim")) == []
+
+
+class Failing:
+    """A metric that never is, and counts how often it was asked."""
+
+    name, asked = "failing", 0
+
+    def __call__(self, samples: Tensor) -> float:
+        Failing.asked += 1
+        raise ArithmeticError("no")
+
+
+def test_runners_side_by_side_do_not_repeat_failures(running, tmp_path):
+    mine, path = running.study(metric=Failing(), methods={"DDPM": DDPM}), tmp_path / "study.jsonl"
+
+    def overtaken(cells):
+        mine.run(path)
+        yield from cells
+
+    Failing.asked = 0
+    mine.run(path, progress=overtaken)
+    assert Failing.asked == len(mine.cells)
+    mine.run(path)
+    assert Failing.asked == 2 * len(mine.cells)
+
+
+@dataclass(frozen=True)
+class Far:
+    """A model that ends its process, once, as if that had been on another machine, whose claims no one sees void."""
+
+    folder: str
+    process: Process = VP()
+
+    def __call__(self, x, t):
+        (claim,) = Path(f"{self.folder}/study.jsonl.claims").glob("*.claim")
+        grave = Path(self.folder) / "grave"
+        if len(x) > 1 and not grave.exists():
+            grave.write_text("")
+            claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "far away"}))
+            os.utime(claim, (time.time() + 3 - STALE,) * 2)
+            os._exit(1)
+        return Denoiser(lambda x, t: 0 * x, VP(), predicts=Eps())(x, t)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_on_another_machine(running, tmp_path):
+    mine = running.study(model=Far(str(tmp_path)), methods={"DDPM": DDPM}, budgets=(2,), seeds=(0,), floor=None)
+    report = mine.run(tmp_path / "study.jsonl", workers=2)
+    assert (tmp_path / "grave").exists()
+    assert {row["status"] for row in report.rows} == {"ok"}

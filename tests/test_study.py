@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -475,6 +477,9 @@ def test_a_fitted_plan_sees_the_conditions(path: Path) -> None:
 # What is kept -----------------------------------------------------------------------------------------------
 
 
+SHOWN: collections.deque[int] = collections.deque()  # no list, which would be part of what reads it
+
+
 class Doubled:
     """An extractor that counts what it is shown."""
 
@@ -484,7 +489,7 @@ class Doubled:
         self.seen = 0
 
     def __call__(self, samples: Tensor) -> Tensor:
-        Doubled.shown += len(samples)  # type: ignore[attr-defined]
+        SHOWN.append(len(samples))
         return 2 * samples
 
     def __reduce__(self) -> Any:
@@ -510,22 +515,18 @@ class OnDoubled:
         return self.of(self.extractor(samples)).value
 
 
-def test_metrics_share_features_and_new_ones_need_no_new_samples(path: Path) -> None:
-    Doubled.shown = 0  # type: ignore[attr-defined]
+def test_metrics_share_features_and_new_ones_need_no_new_samples(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SHOWN.clear()
     base = {"methods": {"DDIM": DDIM}, "budgets": (5,)}
     first = study(**base, metric=[OnDoubled(1.0), OnDoubled(2.0), Moments()]).run(path, batch=50)
-    assert Doubled.shown == 2 * 64  # type: ignore[attr-defined]
+    assert sum(SHOWN) == 2 * 64
     assert [row["metric"] for row in values(first)] == ["power 1.0", "power 2.0", "moments"] * 2
     assert [row["stderr"] for row in values(first)] == [0.5, 0.5, None] * 2
 
-    class Forbidden(Gauss):
-        def __call__(self, x: Tensor, t: Any) -> Prediction:
-            raise AssertionError
-
-    Forbidden.__qualname__ = "Gauss"  # the same to a fingerprint
-    report = study(**base, model=Forbidden(), metric=[OnDoubled(3.0), Tensor.std]).run(path)
+    monkeypatch.delattr(Sampler, "run")
+    report = study(**base, metric=[OnDoubled(3.0), Tensor.std]).run(path)
     assert {row["status"] for row in report.rows} == {"ok"}
-    assert Doubled.shown == 2 * 64  # type: ignore[attr-defined]
+    assert sum(SHOWN) == 2 * 64
     one, three = values(first)[0]["value"], values(report)[0]["value"]
     assert one is not None
     assert three == pytest.approx(one**3)
@@ -584,11 +585,11 @@ def test_the_error_against_the_flow(path: Path) -> None:
 
     metrics = [FlowError(), Exact(torch.zeros(1, 2))]
     report = study(methods={"DDIM": DDIM}, budgets=(3, 5), seeds=(0,), metric=metrics, floor=real(64)).run(path)
-    assert len(values(report)) == 5  # real data solve no flow
+    assert len(values(report)) == 2 + 2 * 2  # real data solve no flow, and the fine solution is it
     for budget in (3, 5):
         fine, exact = (report.of(metric=metric.name).entries["DDIM", budget].mean for metric in metrics)
         assert fine == pytest.approx(exact, rel=0.02)
-    assert {row["method"] for row in report.rows if row["kind"] == "draw"} == {"real data", "DDIM"}
+    assert [row["method"] for row in draws(report)] == ["real data", "fine solution", "DDIM", "DDIM"]
     with pytest.raises(TypeError, match="needs a model and a seed"):
         metrics[0](torch.zeros(1, 2))
 
@@ -681,7 +682,7 @@ def test_a_study_in_yaml(config: Path, path: Path) -> None:
     ("old", "new", "message"),
     [
         ("budgets:", "budget:", r"A study has no key 'budget'. Did you mean budgets\?"),
-        ("models:", "floor:", "A study needs 'models'; got"),
+        ("models:", "grid:", "A study needs 'models'; got"),
         ("DDIM: ddim", "DDIM: dim", "In methods, DDIM: A method must be known by name; got 'dim'. Did you mean ddim"),
         (
             "type: Sampler",
@@ -696,8 +697,8 @@ def test_a_study_in_yaml(config: Path, path: Path) -> None:
         ),
         ("projections", "projection", "'SlicedWasserstein' has no setting 'projection'. Did you mean projections"),
         (
-            "data.pt}\n  - ",
-            "data.pt, reference: digit-test}\n  - ",
+            "projections: 16}",
+            "projections: 16}\n  - {type: EnergyDistance, reference: digit-test}",
             "no data set called 'digit-test'. Did you mean digits-test",
         ),
         ("seeds: 2", "seeds: [0, 0]", "seeds must all differ"),
@@ -724,8 +725,7 @@ def test_models_in_yaml_may_have_a_hash_and_labels(config: Path, tmp_path: Path)
     labelled = Study.from_config(plain | {"models": {"zero": {"path": file, "label": str(tmp_path / "labels.pt")}}})
     assert labelled.models["zero"].condition["label"].tolist() == list(range(40))  # type: ignore[union-attr]
     hashed = Study.from_config(plain | {"models": {"zero": {"path": file, "sha256": "aa"}}})
-    with pytest.raises(ValueError, match="must have the SHA-256 aa"):
-        hashed.plan(tmp_path / "rows.jsonl")
+    assert "must have the SHA-256 aa" in str(hashed.plan(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match="A model needs the path of its checkpoint; got"):
         Study.from_config(plain | {"models": {"zero": {"sha256": "aa"}}})
 
@@ -765,7 +765,7 @@ def test_a_failing_cell_is_a_row_and_the_study_goes_on(path: Path) -> None:
     assert [(row["method"], row["budget"], row["seed"]) for row in failed] == [("RK4", 2, 0), ("RK4", 2, 1)]
     for row in failed:
         assert row["status"].startswith(
-            "ValueError: A budget must pay for one step; RK4() on LogSNR(steps=1) asks the "
+            "BudgetError: A budget must pay for one step; RK4() on LogSNR(steps=1) asks the "
         )
         assert row["where"] is not None
         assert row["where"].startswith("sampler.py:")
@@ -775,7 +775,7 @@ def test_a_failing_cell_is_a_row_and_the_study_goes_on(path: Path) -> None:
         assert str(Path(__file__).parents[1]) not in row["traceback"]
         assert (row["nfe"], row["steps"]) == (None, None)
     assert len(report.entries["RK4", 8].values) == 2
-    assert "RK4 at NFE 2: ValueError: A budget must pay for one step" in report.table()
+    assert "RK4 at NFE 2: BudgetError: A budget must pay for one step" in report.table()
     assert report.best(2) == "DDIM"
 
 
@@ -794,16 +794,16 @@ def test_failed_cells_are_tried_again_and_the_same_failure_is_told_once(path: Pa
 
 def test_a_cell_that_failed_once_can_come_right(path: Path) -> None:
     class Flaky:
-        works = False
+        works = threading.Event()  # no flag, which would be part of what the metric is
 
         def __call__(self, samples: Tensor) -> float:
-            if not self.works:
+            if not self.works.is_set():
                 raise OSError("disk away")
             return 1.0
 
     metric = Flaky()
     assert study(metric=metric).run(path).best(5) is None
-    Flaky.works = True
+    Flaky.works.set()
     assert study(metric=metric).run(path).entries["DDIM", 5] == Entry((1.0, 1.0), nfe=5)
     assert len(lines(path)) == 18 + 36
     assert Report.read(path).entries["DDIM", 5].complete
@@ -994,7 +994,8 @@ def test_the_floor_is_shared_by_the_studies_of_all_models(path: Path) -> None:
 def test_rows_say_how_they_came_about(path: Path) -> None:
     report = study(floor=real(64)).run(path)
     row, value = draws(report)[-1], values(report)[-1]
-    assert (row.keys(), value.keys()) == (DrawRow.__required_keys__, ValueRow.__required_keys__)
+    assert row.keys() == DrawRow.__required_keys__ | DrawRow.__optional_keys__
+    assert value.keys() == ValueRow.__required_keys__
     assert [row, value] == lines(path)[-2:]
     assert row["id"] == value["id"]
     assert (row["model"], row["print"]) == ("model", fingerprint((Gauss(), VP())))

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from sdekit import DDIM, VP, DPMpp2M
+from sdekit import DDIM, HEUN, VP, DPMpp2M
 from sdekit.cli import main
-from sdekit.interop import Diffusers
+from sdekit.interop import Diffusers, Torchdiffeq
 from sdekit.likelihood import Dequantization
 from sdekit.metrics import FrechetDistance
-from sdekit.study import FlowError, Report, Study, Tuned
+from sdekit.study import FlowError, Function, Report, Study, Tuned
+from sdekit.study.table import figures
 from sdekit.suites import SUITES, Suite
 from sdekit.suites.samplers import DIFFUSERS, OTHERS, OURS
 from sdekit.suites.studies import Pooled, Rounded, ring
@@ -93,6 +97,19 @@ def test_a_suite_measures_by_blocks(tmp_path):
     assert difference.p < 0.05
 
 
+def test_a_suite_reports_on_its_own_cells_in_its_own_order(tmp_path):
+    """Whatever else is in the file, and however many workers have run it."""
+    pytest.importorskip("joblib")
+    rows = tmp_path / "rows.jsonl"
+    whole = Suite("tiny", small, "").run(rows).table()
+    assert "DDIM" in whole
+    assert Suite("tiny", small, "").run(tmp_path / "two.jsonl", workers=2).table() == whole
+    other = [replace(study, methods={**study.methods, "DDIM": HEUN}, budgets=(8,)) for study in small()]
+    again = Suite("other", lambda: other, "").run(rows)
+    assert again.of(metric="FD[samples]").budgets == [8]
+    assert Suite("tiny", small, "").report(rows).table() == whole
+
+
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -105,13 +122,13 @@ def test_list(capsys):
 def test_plan_run_report_compare(tiny, tmp_path, capsys):
     out, page = tmp_path / "deep" / "rows.jsonl", tmp_path / "page.html"
     assert main(["bench", "plan", "tiny", "--out", str(out)]) == 0
-    assert "14 cells: 0 done, 14 to do" in capsys.readouterr().out
+    assert "16 cells: 0 done, 16 to do" in capsys.readouterr().out
     assert not out.exists()
     assert main(["bench", "run", "tiny", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert all(part in told for part in ("| DPM++ 2M", "NFE 8", "real data", "at 4 evaluations: ", str(out)))
     assert main(["bench", "resume", "tiny", "--out", str(out)]) == 0
-    assert "14 cells: 14 done, 0 to do" in capsys.readouterr().out
+    assert "16 cells: 16 done, 0 to do" in capsys.readouterr().out
     assert main(["bench", "report", str(out), "--html", str(page), "--csv", str(tmp_path / "a.csv")]) == 0
     assert "sdekit bench run rows" in page.read_text()
     assert len((tmp_path / "a.csv").read_text().splitlines()) > 12
@@ -120,10 +137,63 @@ def test_plan_run_report_compare(tiny, tmp_path, capsys):
     law, flow = sorted(capsys.readouterr().out.splitlines())
     assert law.startswith("ring, FD[samples], 4 evaluations: DPM++ 2M beats DDIM, difference -")
     assert flow.startswith("ring, RMSE to the flow, 4 evaluations: DPM++ 2M ")
-    assert main(["bench", "compare", str(out), "DDIM", "DPM++ 2M", "--nfe", "4", "9"]) == 0
+    assert re.search(r"p [=<] 0\.0\d+ of this pair alone$", law)
+    assert main(["bench", "compare", str(out), "DDIM", "DPM++ 2M", "--nfe", "4"]) == 0
+    assert "DDIM is beaten by DPM++ 2M" in capsys.readouterr().out
+
+
+def test_methods_are_compared_with_real_data_and_the_fine_solution(tiny, tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    assert main(["bench", "run", "tiny", "--out", str(out)]) == 0
+    found = Report.read(out).of(metric="FD[samples]")
+    ours, real = found.entries["DDIM", 4].interval, found.levels["real data"].interval
+    capsys.readouterr()
+
+    def told(*names: str) -> tuple[str, str]:
+        assert main(["bench", "compare", str(out), *names, "--nfe", "4"]) == 0
+        law, flow = sorted(capsys.readouterr().out.splitlines())
+        return law, flow
+
+    law, flow = told("DDIM", "real data")
+    reach = math.hypot(ours.high - ours.value, real.high - real.value)
+    told_by = f"difference {figures(ours.value - real.value, reach)}, not paired"
+    assert law == f"ring, FD[samples], 4 evaluations: DDIM cannot be told from real data, {told_by}"
+    assert flow.endswith("no values of real data")
+    law, flow = told("fine solution", "DDIM")
+    gap = found.behind_fine(4)["DDIM"]
+    assert f"fine solution beats DDIM, difference {figures(-gap.value, gap.interval.high - gap.value)}, p " in law
+    assert flow.endswith("no values of fine solution")
+
+
+def test_a_run_with_failures_says_so(tmp_path, monkeypatch, capsys):
+    """A method that cannot run within a budget is none."""
+
+    def fails(model, x, count):
+        raise OSError("no luck")
+
+    def studies(**methods) -> list[Study]:
+        return [replace(small()[0], methods={"DDIM": DDIM, "rk4": Torchdiffeq("rk4"), **methods}, budgets=(3, 5))]
+
+    monkeypatch.setitem(SUITES, "sound", Suite("sound", studies, ""))
+    monkeypatch.setitem(SUITES, "broken", Suite("broken", lambda: studies(mine=Function(fails)), ""))
+    assert main(["bench", "run", "sound", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    told = capsys.readouterr()
+    assert "rk4 at NFE 3: BudgetError: A budget must pay for a step of rk4" in told.out
+    assert "failed" not in told.err
+    assert main(["bench", "run", "broken", "--out", str(tmp_path / "rows.jsonl")]) == 1
+    told = capsys.readouterr()
+    last = "4 of 16 cells failed; the first: mine on ring at 3 evaluations, seed 0: OSError: no luck"
+    assert told.err.splitlines()[-1] == f"sdekit bench: {last}"
+    assert "| DDIM" in told.out
+
+
+def test_a_plan_names_the_model_of_each_study(monkeypatch, tmp_path, capsys):
+    two = [replace(small()[0], model={label: ring()}) for label in ("one", "two")]
+    monkeypatch.setitem(SUITES, "two", Suite("two", lambda: two, ""))
+    assert main(["bench", "plan", "two", "--out", str(tmp_path / "rows.jsonl")]) == 0
     told = capsys.readouterr().out
-    assert "DDIM is beaten by DPM++ 2M" in told
-    assert "9 evaluations: no values of DDIM and DPM++ 2M" in told
+    assert "one: 16 cells" in told
+    assert "two: 16 cells" in told
 
 
 def config(folder: Path) -> Path:
@@ -162,6 +232,26 @@ def test_a_study_in_a_file(tmp_path, monkeypatch, capsys):
     assert report.methods == ["DDIM", "theirs", "rk4"]
     assert report.entries["theirs", 8].nfe == 8
     assert "runs/mine.jsonl" in capsys.readouterr().out
+
+
+def test_a_study_does_not_take_the_file_of_a_suite(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config(tmp_path).rename("digits.yaml")
+    assert main(["bench", "plan", "digits.yaml"]) == 2
+    assert "is the file of the suite 'digits'" in capsys.readouterr().err
+    assert main(["bench", "plan", "digits.yaml", "--out", "mine.jsonl"]) == 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("shape", []), ("seconds", "fast"), ("id", [1])])
+def test_broken_rows_are_explained(tiny, tmp_path, capsys, key, value):
+    out = tmp_path / "rows.jsonl"
+    assert main(["bench", "run", "tiny", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    out.write_text("".join(json.dumps(row | ({key: value} if key in row else {})) + "\n" for row in rows))
+    capsys.readouterr()
+    assert main(["bench", "report", str(out)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "rows.jsonl must hold rows as a study writes them" in told
 
 
 def test_killed_and_resumed(tmp_path):
@@ -203,11 +293,13 @@ def test_what_cannot_be_done_is_explained(tiny, tmp_path, monkeypatch, capsys, c
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_method_is_explained(tiny, tmp_path, capsys):
+def test_an_unknown_method_or_budget_is_explained(tiny, tmp_path, capsys):
     out = str(tmp_path / "rows.jsonl")
     assert main(["bench", "run", "tiny", "--out", out]) == 0
     assert main(["bench", "compare", out, "DDIM", "DPM++2M"]) == 2
     assert "Did you mean DPM++ 2M" in capsys.readouterr().err
+    assert main(["bench", "compare", out, "DDIM", "DPM++ 2M", "--nfe", "4", "9"]) == 2
+    assert "has nothing at 9 evaluations; it has [4, 8]" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_a_row_that_says_so(tiny, tmp_path, monkeypatch, capsys):
@@ -215,10 +307,10 @@ def test_a_missing_library_is_a_row_that_says_so(tiny, tmp_path, monkeypatch, ca
     out = tmp_path / "rows.jsonl"
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "diffusers", None)
-        assert main(["bench", "run", "tiny", "--out", str(out)]) == 0
+        assert main(["bench", "run", "tiny", "--out", str(out)]) == 1
     assert 'pip install "sdekit[bench]"' in capsys.readouterr().out
     assert main(["bench", "resume", "tiny", "--out", str(out)]) == 0
-    assert "14 cells: 10 done, 4 to do" in capsys.readouterr().out
+    assert "16 cells: 12 done, 4 to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [[], ["plan"], ["run"], ["resume"], ["report"], ["compare"]])

@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sdekit import (
+    DAMPED_ADAMS,
     DDIM,
     DDPM,
     VE,
     VP,
+    Angular,
+    Beta,
     Cosine,
     Denoised,
     Denoiser,
@@ -24,7 +29,9 @@ from sdekit import (
     Eps,
     Gaussian,
     GaussianMixture,
+    Grid,
     Karras,
+    Landed,
     LogSNR,
     Method,
     Prediction,
@@ -40,13 +47,14 @@ from sdekit._value import Value
 from sdekit.nets import MLP
 from sdekit.oracle import Diagonal
 from sdekit.plan import Plan, law, marginal, run, trace
-from sdekit.plan.family import adams, member_of, tau_of, time_of
+from sdekit.plan.family import adams, member_of, sizes_of, spaced, tau_of, time_of
 from sdekit.plan.fine import Counted, solved
 from sdekit.plan.fit import Leaves, Loss, Probe, by_stages, descend, probe, residual, squares, states
 from sdekit.plan.grids import by_law, equidistributed, shortest
-from sdekit.plan.tune import Tuned, tune
+from sdekit.plan.tune import Tuned, members, tune
 from sdekit.solvers import DATA, IPNDM, NOISE, STRAIGHT, ExponentialRK, Heun, InLam, Multistep, Ramp
 from tests.exact import PROCESSES, Mixture, name, normal, ring
+from tests.strategies import every_process, number
 
 FLOW = ProbabilityFlow()
 
@@ -132,6 +140,51 @@ def test_a_plan_that_is_not_exact_for_points_is_no_member() -> None:
 def test_tau_and_time_are_inverse(process: Process) -> None:
     times = Uniform(20)(process)
     assert time_of(process, tau_of(process, times)).allclose(times, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=name)
+def test_a_grid_is_made_again_of_its_sizes(process: Process) -> None:
+    for grid in (Angular(64), Landed(Angular(64)), Landed(Beta(2))):
+        taus = tau_of(process, grid(process))
+        assert spaced(process, taus[[0, -1]], sizes_of(process, taus)).allclose(taus, rtol=1e-12, atol=1e-15)
+
+
+@every_process
+def test_the_times_of_any_sizes_fall_strictly(process: Process, draw: Callable[..., Any]) -> None:
+    """Whatever the sizes, times fall strictly, and no model is asked beyond t_min."""
+    sizes = draw(st.lists(number(-1e3, 1e3), min_size=1, max_size=64))
+    for last in {process.t_min, max(process.clean, -1e9)}:
+        ends = tau_of(process, torch.tensor([process.t_max, last], dtype=torch.float64))
+        times = time_of(process, spaced(process, ends, torch.tensor(sizes, dtype=torch.float64)))
+        assert bool((torch.diff(times) < 0).all())
+        assert float(times[-2]) >= process.t_min
+
+
+GRIDS = [LogSNR(1), Denoised(LogSNR(1)), Landed(Beta(1)), Landed(LogSNR(1))]
+
+
+@settings(max_examples=6)
+@given(
+    st.sampled_from(PROCESSES),
+    st.sampled_from(GRIDS),
+    st.sampled_from([DAMPED_ADAMS, Method(FLOW, ExponentialRK(4))]),
+    st.integers(2, 64),
+)
+@example(VP(), Landed(Beta(1)), DAMPED_ADAMS, 50)
+@example(VE(), Denoised(LogSNR(1)), DAMPED_ADAMS, 10)
+@example(Cosine(), LogSNR(1), Method(FLOW, ExponentialRK(4)), 4)
+def test_the_times_that_a_fit_tries_fall_strictly(process: Process, grid: Grid, method: Method, budget: int) -> None:
+    model, x = oracle(process), starts(process, 12)
+    calls = len(trace(method, process, grid.with_steps(3), V()).asks) // 3
+    given = trace(method, process, grid.with_steps(max(budget // calls, 1)), V())
+    fine = solved(Counted(model), x, (given.times[0], given.times[-1]), torch.arange(12))
+    for origin, member in members(given, fine):
+        tries = descend(fine, member, Loss(1e-9, 1.0), Probe(True, True), 0)
+        for tried, _ in itertools.islice(tries, 1 if origin else 3):
+            plan = tried.plan(V())
+            assert bool((torch.diff(torch.tensor(plan.times, dtype=torch.float64)) < 0).all())
+            assert (plan.nfe, plan.times[0], plan.times[-1]) == (given.nfe, given.times[0], given.times[-1])
+            assert min(t for _, t in plan.asks) >= process.t_min
 
 
 # The fit --------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from sdekit.noise import Keyed
 from sdekit.noise.hashing import word
 from sdekit.prediction import Model, calls
 from sdekit.process import Process
-from sdekit.study import Drawn
+from sdekit.study import BudgetError, Drawn
 
 NOT_ASKED = {"clip_sample": False, "thresholding": False}
 """What changes samples behind one's back is off, unless the options say otherwise."""
@@ -32,7 +32,8 @@ class Diffusers(Value):
     Clipping and thresholding are off unless asked for. It starts from the noise that all methods of a seed share. Its
     own noise comes from a generator for each sample, so that sample i is the same in every batch; a Brownian path it
     cannot share. Its table of alphas is given in float64, which takes rounding off it. The network is asked for v,
-    which is as good at both ends. Each of its timesteps is one network call.
+    which is as good at both ends. Each of its timesteps is one network call. Vectors, (n, d), are given to
+    it as (n, d, 1), which its thresholding takes.
 
     Args:
         scheduler: a name of `SCHEDULERS`, such as "DPMSolverMultistep".
@@ -62,7 +63,8 @@ class Diffusers(Value):
         """Return it set to the most steps whose timesteps are at most `budget` network calls.
 
         Raises:
-            ValueError: there are none.
+            BudgetError: there are none.
+            ValueError: an option is unknown, or the process not its kind.
             ImportError: diffusers is missing.
         """
         with _quietly():
@@ -75,7 +77,7 @@ class Diffusers(Value):
                 times = driven.times()  # not numbers for too few steps, of some
                 if times and all(t.isfinite() for t in times) and sum(calls(model, t) for t in times) <= budget:
                     return replace(self, steps=steps)
-        raise ValueError(f"A budget must pay for a step of {self.scheduler}; {budget} does not. Raise the budget.")
+        raise BudgetError(f"A budget must pay for a step of {self.scheduler}; {budget} does not. Raise the budget.")
 
     def run(self, model: Model, like: Tensor, seed: int, first: int) -> Drawn:
         """Draw the samples from number `first` of the seed on, as many and of the shape of `like`."""
@@ -87,12 +89,13 @@ class Diffusers(Value):
         if "generator" in inspect.signature(scheduler.step).parameters:
             of_step["generator"] = [torch.Generator(device="cpu").manual_seed(s) for s in seeds]
         x = Keyed(seed, first).start(like) * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        spent = 0
+        spent, given = 0, (*x.shape, 1, 1)[: max(3, x.ndim)]
         for k, t in zip(scheduler.timesteps, driven.times(), strict=True):
             spent += calls(model, t)
             scaled = scheduler.scale_model_input(x, k) if hasattr(scheduler, "scale_model_input") else x
             output = driven.output(model, x, scaled, t)
-            x = scheduler.step(output, k, x, **of_step).prev_sample.to(like.dtype)
+            stepped = scheduler.step(output.reshape(given), k, x.reshape(given), **of_step).prev_sample
+            x = stepped.reshape_as(x).to(like.dtype)
         return Drawn(x, spent, self.steps)
 
     def describe(self) -> dict[str, Any]:

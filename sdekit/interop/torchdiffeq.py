@@ -13,12 +13,13 @@ from torch import Tensor
 
 from sdekit._value import Value, suggest
 from sdekit.grid import Grid, Times, Uniform
+from sdekit.guidance.together import selected
 from sdekit.interop.driving import library
 from sdekit.noise import Keyed
 from sdekit.prediction import Model, calls
 from sdekit.process import Process
 from sdekit.sample import start
-from sdekit.study import Drawn
+from sdekit.study import BudgetError, Drawn
 from sdekit.study.contender import Counting
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
@@ -34,16 +35,19 @@ class Torchdiffeq(Value):
     """torchdiffeq.odeint on dx/dt = alpha' x0 + sigma' eps, from t_max to t_min, with every call counted.
 
     A solver with fixed steps takes those of the grid. An adaptive one is given the tightest tolerance whose run stays
-    within the budget, which dry runs find; they are not counted, but are in the time. Its steps are those that suit the
-    whole batch, so that its samples depend, a little, on the batch.
+    within the budget, which dry runs find; they are not counted, but are in the time. Its steps are those that suit a
+    whole batch, which is one of its own, from sample 0 on, so that a sample does not depend on how many are drawn at a
+    time; their number must be a multiple of that batch, if it is not that of all samples.
 
     Args:
         solver: a method of torchdiffeq.
         grid: the rule of the grid of fixed steps.
         budget: of network calls, for adaptive steps; in a study it is the study's.
+        batch: how many samples share their adaptive steps.
 
     Raises:
-        ValueError: there is no such solver here; when it is run: no tolerance is loose enough.
+        ValueError: there is no such solver here, or batch < 1; when it is run: batches would be cut.
+        BudgetError: when it is run: no tolerance is loose enough.
 
     Reference: https://github.com/rtqichen/torchdiffeq.
     """
@@ -51,22 +55,25 @@ class Torchdiffeq(Value):
     solver: str = "dopri5"
     grid: Grid = Uniform(1)
     budget: int = 0
+    batch: int = 256
 
     def __post_init__(self) -> None:
         if self.solver not in FIXED + ADAPTIVE:
             raise ValueError(f"There is no solver called {self.solver!r} here. {suggest(self.solver, _SOLVERS)}")
+        if self.batch < 1:
+            raise ValueError(f"Some samples must share their steps, at least 1; got a batch of {self.batch}.")
 
     def within(self, budget: int, model: Model) -> Torchdiffeq:
         """Return it with the most steps, or the budget, that costs at most `budget` network calls.
 
         Raises:
-            ValueError: one step costs more.
+            BudgetError: one step costs more.
         """
         if self.solver in ADAPTIVE:
             return replace(self, budget=budget)
         steps = most_steps(budget, lambda n: replace(self, grid=self.grid.with_steps(n))._cost(model))
         if steps == 0:
-            raise ValueError(f"A budget must pay for a step of {self.solver}; {budget} does not. Raise the budget.")
+            raise BudgetError(f"A budget must pay for a step of {self.solver}; {budget} does not. Raise the budget.")
         return replace(self, grid=self.grid.with_steps(steps), budget=budget)
 
     def run(self, model: Model, like: Tensor, seed: int, first: int) -> Drawn:
@@ -77,7 +84,15 @@ class Torchdiffeq(Value):
         if self.solver in FIXED:
             asked = _Asked(model, self._cost(model))
             return Drawn(_end(asked, x, times, method=self.solver), asked.spent, len(times) - 1)
-        return self._adaptive(model.model if isinstance(model, Counting) else model, x, times)
+        if first % self.batch:
+            raise ValueError(
+                f"The number drawn at a time must be a multiple of the {self.batch} samples that share the steps of "
+                f"{self.solver}; got samples from {first} on. Draw {self.batch} at a time, or set its `batch`."
+            )
+        model = model.model if isinstance(model, Counting) else model
+        parts = torch.arange(len(x)).split(self.batch)
+        found = [self._adaptive(selected(model, part), x[part.to(x.device)], times) for part in parts]
+        return Drawn(torch.cat([drawn.x for drawn in found]), max(drawn.nfe for drawn in found))
 
     def describe(self) -> dict[str, Any]:
         """Return its JSON, and the version of the library."""
@@ -102,7 +117,7 @@ class Torchdiffeq(Value):
                 return Drawn(_end(asked, x, times, method=self.solver, rtol=tolerance, atol=tolerance), asked.spent)
             except _OverBudgetError:
                 continue
-        raise ValueError(
+        raise BudgetError(
             f"A budget must pay for a run of {self.solver} at a tolerance of {TOLERANCES[0]:g}; {self.budget} does "
             "not. Raise the budget."
         )
@@ -128,15 +143,18 @@ class _Asked:
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         self.paid(t)
-        process = self.model.process
-        return self.model(x, t.double().clamp(process.t_min, process.t_max)).velocity
+        return self.model(x, self._within(t)).velocity
 
     def paid(self, t: Tensor) -> float:
         """Count a question, and return 0."""
-        self.spent += calls(self.model, t)
+        self.spent += calls(self.model, self._within(t))
         if self.spent > self.budget:
             raise _OverBudgetError
         return 0.0
+
+    def _within(self, t: Tensor) -> Tensor:
+        """Return the time, or the end of the process that a trial step has passed."""
+        return t.double().clamp(self.model.process.t_min, self.model.process.t_max)
 
 
 def _end(rate: Rate, x: Tensor, times: Tensor, **options: Any) -> Tensor:

@@ -17,7 +17,7 @@ from sdekit.interop.torchdiffeq import most_steps
 from sdekit.noise import BrownianPath, Draw
 from sdekit.prediction import Model, calls
 from sdekit.sample import start
-from sdekit.study import Drawn
+from sdekit.study import BudgetError, Drawn
 
 SOLVERS = {"euler": "ito", "srk": "ito", "heun": "stratonovich", "midpoint": "stratonovich"}
 """The methods, and the calculus that they are for, which is one where the noise is additive."""
@@ -57,7 +57,7 @@ class Torchsde(Value):
         """Return it with the most steps that cost at most `budget` network calls.
 
         Raises:
-            ValueError: one step costs more.
+            BudgetError: one step costs more.
         """
 
         def with_steps(steps: int) -> Torchsde:
@@ -68,7 +68,7 @@ class Torchsde(Value):
 
         steps = most_steps(budget, cost)
         if steps == 0:
-            raise ValueError(f"A budget must pay for a step of {self.solver}; {budget} does not. Raise the budget.")
+            raise BudgetError(f"A budget must pay for a step of {self.solver}; {budget} does not. Raise the budget.")
         return with_steps(steps)
 
     def run(self, model: Model, like: Tensor, seed: int, first: int) -> Drawn:

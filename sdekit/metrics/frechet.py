@@ -87,6 +87,7 @@ class FrechetDistance(OnFeatures):
         batch: number of samples given to `features` at a time.
 
     Raises:
+        TypeError: `reference` is neither.
         ValueError: fewer than 2 samples; features that are not finite, not one row a sample, or of another
             dimension or map than the reference's; `batch` < 1.
 
@@ -104,7 +105,12 @@ class FrechetDistance(OnFeatures):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"A batch must hold at least 1 sample; got {self.batch}. A usual number is {BATCH}.")
-        given = self.reference
+        given: object = self.reference
+        if not isinstance(given, Tensor | FeatureStatistics):
+            raise TypeError(
+                f"A reference must be a tensor of samples or FeatureStatistics; got {type(given).__name__}. Convert "
+                "an array, or read published statistics by read_reference(path)."
+            )
         if (len(rows(given)) if isinstance(given, Tensor) else given.n) == 1:
             raise ValueError("A covariance needs at least 2 samples; the reference holds 1. Give more.")
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 __all__ = ["Inception"]
 
+BATCH = 64
+"""How many images the network is given at a time, as torch-fidelity does; their activations take 2 GB."""
+
 
 class Inception(nn.Module):
     """The pooled layer of Inception-v3 as a feature map: images (n, 1 or 3, height, width) in [-1, 1] to (n, 2048).
@@ -36,12 +39,14 @@ class Inception(nn.Module):
         super().__init__()
         try:
             network = import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise ImportError(f'Inception needs torch-fidelity: pip install "sdekit[fid]" ({error})') from error
+        except Exception as error:  # a torchvision that does not fit torch raises what it likes
+            needs = 'torch-fidelity, and a torchvision that fits torch: pip install "sdekit[fid]"'
+            raise ImportError(f"Inception needs {needs} ({error})") from error
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights} must be torch-fidelity's file of Inception weights; there is none.")
         path = None if weights is None else str(weights)
-        self.network = network("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+        with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
+            self.network = network("inception-v3-compat", ["2048"], feature_extractor_weights_path=path).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features, (n, 2048), of images x, (n, 1 or 3, height, width) in [-1, 1].
@@ -52,5 +57,4 @@ class Inception(nn.Module):
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"Images must have shape (n, 1 or 3, height, width); got {tuple(x.shape)}. Reshape them.")
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        features: Tensor = self.network(pixels)[0]
-        return features
+        return torch.cat([self.network(part)[0] for part in pixels.split(BATCH)])

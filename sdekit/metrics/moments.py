@@ -24,6 +24,7 @@ from sdekit.metrics.features import points, rows
 __all__ = ["FeatureStatistics", "read_reference"]
 
 _BLOCK = 8192  # rows that are in float64 at one time
+_ROUNDING = 1e-5  # of the largest entry: what a covariance in float32 leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +202,17 @@ def read_reference(path: str | Path, extractor: Extractor | None = None, n: int 
         raise ValueError(f"{path} must be an npz file of arrays; got something else ({error}).") from error
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(f"{path} must hold the arrays mu and sigma; got {sorted(arrays)}. Is it the right file?")
+    for key in ("mu", "sigma"):
+        if arrays[key].dtype.kind not in "fiu":
+            raise ValueError(f"{path} must hold real numbers; got {key} of dtype {arrays[key].dtype}.")
     mean, covariance = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
+    if covariance.ndim == 2 and len(covariance) == len(covariance.T):
+        apart = float((covariance - covariance.T).abs().max())
+        if apart > _ROUNDING * float(covariance.abs().max()):
+            raise ValueError(
+                f"{path} must hold a covariance sigma, which is symmetric; got entries that differ by {apart:.3g} from "
+                "those across the diagonal. Is it the right file?"
+            )
     about: dict[str, Any] = json.loads(str(arrays["json"])) if "json" in arrays else {}
     given = {"n": n, "extractor": extractor.fingerprint if extractor else None}
     for key, value in given.items():

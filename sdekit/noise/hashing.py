@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
+_BLOCK = 2**15  # words at once: they and what is made of them stay in a core's cache
 
 
 def standard_normal(like: Tensor, first: int, key: tuple[int, ...]) -> Tensor:
     """Return standard normal noise shaped like the batch `like`: sample i depends on (key, first + i) alone."""
     size = like.shape[1:].numel()
-    counters = Counters(like, first, (size + 1) // 2)
-    pairs = counters.empty(1, 2, len(like), (size + 1) // 2)
-    counters.normals(torch.tensor([word(key)]), pairs)
-    return pairs[0].movedim(0, -1).reshape(len(like), -1)[:, :size].to(like.dtype).reshape(like.shape)
+    out = torch.empty(1, 2, len(like) * ((size + 1) // 2), dtype=torch.float64, device=like.device)
+    fill(counters(like, first, key, (size + 1) // 2), torch.zeros(1, dtype=torch.int64), out)
+    return out[0].T.reshape(len(like), -1)[:, :size].to(like.dtype).reshape(like.shape)
 
 
-class Counters:
-    """The counters of a batch's samples, from number `first` on, and of `count` words for each of them.
+def counters(like: Tensor, first: int, key: tuple[int, ...], count: int) -> Tensor:
+    """Return the counters of `count` words for each sample of a batch, from number `first` on: shape (B * count,).
 
-    Counters are hashed by SplitMix64. Every word makes two normals in float64, of radius sqrt(-2 log u), u in (0, 1)
-    being its upper half, and of the angle in its lower half: the largest normal is 6.8.
+    Counters are hashed by SplitMix64.
 
-    Reference: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 16; Box & Muller 1958.
+    Reference: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", figure 16.
     """
+    step = _signed(_GOLDEN)
+    samples = mixed(torch.arange(first, first + len(like), device=like.device) * step + word(key))
+    return (samples[:, None] + torch.arange(1, count + 1, device=like.device) * step).flatten()
 
-    def __init__(self, like: Tensor, first: int, count: int) -> None:
-        self.empty = partial(torch.empty, dtype=torch.float64, device=like.device)
-        step = _signed(_GOLDEN)
-        self.samples = torch.arange(first, first + len(like), device=like.device) * step
-        self.words = torch.arange(1, count + 1, device=like.device) * step
 
-    def normals(self, keys: Tensor, out: Tensor) -> None:
-        """Write pairs of normals for every key to `out`, shape (keys, 2, B, count), float64."""
-        each = _mix_all(self.samples + keys.to(self.samples.device)[:, None])
-        bits = _mix_all(each[..., None] + self.words)
-        _box_muller(bits, out[:, 0], out[:, 1])
+def fill(counters: Tensor, keys: Tensor, out: Tensor) -> None:
+    """Write a pair of normals for every key and counter to `out`, shape (keys, 2, counters), floating-point."""
+    keys = keys.to(counters.device)[:, None]
+    width = max(1, (_BLOCK if counters.device.type == "cpu" else 64 * _BLOCK) // max(1, len(keys)))
+    for i in range(0, len(counters), width):
+        block = out[..., i : i + width]
+        _box_muller(mixed(counters[i : i + width] + keys), block[:, 0], block[:, 1])
 
 
 def content(x: Tensor) -> Tensor:
@@ -50,13 +48,13 @@ def content(x: Tensor) -> Tensor:
     """
     bits = x.detach().reshape(len(x), -1).to(torch.float32).add(0.0).view(torch.int32).to(torch.int64)
     places = torch.arange(1, bits.shape[1] + 1, device=x.device) * _signed(_GOLDEN)
-    return _mix_all(_mix_all(bits + places).sum(1))
+    return mixed(mixed(bits + places).sum(1))
 
 
 def hashed(samples: Tensor, key: tuple[int, ...], count: int) -> Tensor:
     """Return `count` random words for each sample's word: shape (B, count), int64, each of 64 random bits."""
-    each = _mix_all(samples + word(key))
-    return _mix_all(each[:, None] + torch.arange(1, count + 1, device=samples.device) * _signed(_GOLDEN))
+    each = mixed(samples + word(key))
+    return mixed(each[:, None] + torch.arange(1, count + 1, device=samples.device) * _signed(_GOLDEN))
 
 
 def normals(samples: Tensor, key: tuple[int, ...], count: int) -> Tensor:
@@ -77,12 +75,18 @@ def word(key: tuple[int, ...]) -> int:
 
 def words(begun: list[int], last: Tensor) -> Tensor:
     """Return the words of keys of which all but the last parts are folded already; shapes broadcast."""
-    return _mix_all(torch.tensor(begun) + (last + 1) * _signed(_GOLDEN))
+    return mixed(torch.tensor(begun) + (last + 1) * _signed(_GOLDEN))
 
 
 def _box_muller(bits: Tensor, first: Tensor, second: Tensor) -> None:
-    angle = (bits << 32).to(torch.float64).mul_(math.pi / 2**63)
-    radius = _shift(bits, 32).to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    """Make two normals of every word, of radius sqrt(-2 log u), u being its upper half, and of the angle in its lower.
+
+    u lies in (0, 1), so the largest normal is 6.8.
+
+    Reference: Box & Muller 1958.
+    """
+    angle = (bits << 32).to(first.dtype).mul_(math.pi / 2**63)
+    radius = _shift(bits, 32).to(first.dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     torch.mul(radius, torch.cos(angle), out=first)
     torch.mul(radius, angle.sin_(), out=second)
 
@@ -104,7 +108,8 @@ def _shift(z: Tensor, n: int) -> Tensor:
     return (z >> n).bitwise_and_((1 << (64 - n)) - 1)
 
 
-def _mix_all(z: Tensor) -> Tensor:
+def mixed(z: Tensor) -> Tensor:
+    """Hash words by SplitMix64's finaliser."""
     for n, factor in _ROUNDS:
         z = _shift(z, n).bitwise_xor_(z).mul_(factor)
     return _shift(z, 31).bitwise_xor_(z)

@@ -13,6 +13,7 @@ Reference: Shaul et al. 2024 (arXiv 2403.01329), who call such solvers non-stati
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,9 @@ from sdekit.plan.plan import Plan
 from sdekit.plan.rows import Row, shortened
 from sdekit.prediction import X0, Mixture, Target
 from sdekit.process import Process
+
+LEAST = 1e-6
+"""The least step that a fit may make, as a share of the way in tau."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Member:
 
     Args:
         process: the forward process.
-        taus: the nodes, falling, shape (m + 1,); the last is where the run ends.
+        taus: the nodes, strictly falling, shape (m + 1,); the last is where the run ends, and where that is the clean
+            end, those before are at least tau(t_min), the least at which a model is asked.
         nodes: the node of each state that is asked about, and of the outcome: n + 1 numbers.
         weights: u, shape (n, n), strictly lower triangular.
         free: which of the weights may be fitted, of the same shape.
@@ -79,9 +84,16 @@ class Member:
             terms = tuple((j, kappas[i + 1] * float(c[i, j])) for j in range(i + 1) if c[i, j] != 0)
             rows.append(Row(float(times[node]), ((i, kappas[i + 1] / kappas[i]),), terms))
         asks = tuple((i, float(times[node])) for i, node in enumerate(self.nodes[:-1]))
-        points = tuple(range(len(rows)))
-        plan = Plan(self.process, ProbabilityFlow(), Straight(), shortened(rows), asks, (), points)
+        plan = Plan(self.process, ProbabilityFlow(), Straight(), shortened(rows), asks, (), self._points)
         return plan.to(answers)
+
+    @property
+    def _points(self) -> tuple[int, ...]:
+        """The start, and of the states at each further node the last, unless the run goes back before that node."""
+        later = itertools.accumulate(reversed(self.nodes), min)
+        ahead = [*later][-2::-1]  # the first of the nodes to come
+        steps = (i for i, node in enumerate(self.nodes[:-1]) if 0 < node < ahead[i])
+        return (0, *steps, len(self.nodes) - 1)
 
 
 def tau_of(process: Process, t: Tensor) -> Tensor:
@@ -92,14 +104,61 @@ def tau_of(process: Process, t: Tensor) -> Tensor:
 
 
 def time_of(process: Process, taus: Tensor) -> Tensor:
-    """Return the times at which tau is reached, the inverse of `tau_of`."""
+    """Return the times at which tau is reached, the inverse of `tau_of`: of 0 the clean end."""
     ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
     first, last = tau_of(process, ends)
     inner = taus.clamp(last, first)
-    times = process.time((1 - inner).log() - inner.log())
+    times = process.time((1 - inner).log() - inner.log()).clamp(process.t_min, process.t_max)
     times = torch.where(taus >= first, ends[0], torch.where(taus <= last, ends[1], times))
     clean = (taus <= 0) & (last > 0)
     return torch.where(clean, torch.full_like(times, process.clean), times)
+
+
+def stretched(process: Process, taus: Tensor, ends: Tensor) -> Tensor:
+    """Return a grid of taus stretched, so that it leads from one end to the other; gaps stay at their least or above.
+
+    Args:
+        process: the forward process.
+        taus: the nodes, strictly falling, shape (n + 1,).
+        ends: the first and the last tau, shape (2,).
+    """
+    shares = (taus - taus[0]) / (taus[-1] - taus[0])
+    return spaced(process, ends, sizes_of(process, torch.lerp(ends[0], ends[1], shares)))
+
+
+def spaced(process: Process, ends: Tensor, sizes: Tensor) -> Tensor:
+    """Return the nodes from one tau to the other whose gaps have these sizes, but for the least that they must have.
+
+    Whatever the sizes, the nodes are those of a `Member`: strictly falling, and with times that are.
+
+    Args:
+        process: the forward process.
+        ends: the first and the last tau, shape (2,).
+        sizes: the logarithms of the gaps' shares of the rest of the way, but for a constant, shape (m,).
+    """
+    least = _least(process, ends, len(sizes))
+    gaps = least + (ends[0] - ends[1] - least.sum()) * torch.softmax(sizes, 0)
+    return torch.cat([ends[:1], ends[0] - gaps.cumsum(0)[:-1], ends[1:]])
+
+
+def sizes_of(process: Process, taus: Tensor) -> Tensor:
+    """Return the sizes of which `spaced` makes the nodes `taus`; -inf for a gap at its least or below, where it stays.
+
+    So it is with the gap from t_min to the clean end: a model may be asked at t_min itself, and then is.
+    """
+    least = _least(process, taus[[0, -1]], len(taus) - 1)
+    return (-torch.diff(taus) - least).clamp(min=0).log()
+
+
+def _least(process: Process, ends: Tensor, count: int) -> Tensor:
+    """Return the least that gaps must be: the one that leads to the clean end begins at tau(t_min) or before."""
+    asked = _asked(process, ends[1])
+    return LEAST * (ends[0] - asked) + torch.cat([ends.new_zeros(count - 1), (asked - ends[1])[None]])
+
+
+def _asked(process: Process, tau: Tensor) -> Tensor:
+    """Return the tau at which a model is asked that is the nearest to a given one."""
+    return torch.maximum(tau, tau_of(process, torch.tensor(process.t_min, dtype=torch.float64)))
 
 
 def member_of(plan: Plan) -> Member | None:

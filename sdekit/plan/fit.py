@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._broadcast import like
-from sdekit.plan.family import Member, tau_of, time_of
+from sdekit.plan.family import Member, sizes_of, spaced, tau_of, time_of
 from sdekit.plan.fine import Counted, Fine
 from sdekit.solvers.path import STRAIGHT
 
@@ -235,20 +235,14 @@ def _normal(leaves: Leaves, error: Tensor, weights: Tensor, generator: torch.Gen
 
 
 def _numbers(member: Member, moving: bool) -> Tensor:
-    gaps = torch.diff(member.taus).abs().log() if moving else member.taus[:0]
+    gaps = sizes_of(member.process, member.taus) if moving else member.taus[:0]
     return torch.cat([gaps, member.weights[member.free]])
-
-
-def _taus(member: Member, gaps: Tensor) -> Tensor:
-    first, last = member.taus[0], member.taus[-1]
-    shares = torch.softmax(gaps, 0).cumsum(0)[:-1]
-    return torch.cat([first[None], first + (last - first) * shares, last[None]])
 
 
 def _placed(member: Member, numbers: Tensor, moving: bool) -> tuple[Tensor, Tensor]:
     """Return the nodes and the weights for a vector of numbers."""
     m = len(member.taus) - 1 if moving else 0
-    taus = _taus(member, numbers[:m]) if moving else member.taus
+    taus = spaced(member.process, member.taus[[0, -1]], numbers[:m]) if moving else member.taus
     at = member.free.nonzero()
     weights = torch.index_put(torch.where(member.free, 0.0, member.weights), (at[:, 0], at[:, 1]), numbers[m:])
     return taus, weights

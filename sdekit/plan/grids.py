@@ -8,7 +8,7 @@ from torch import Tensor
 from sdekit.grid import Angular, Grid, Karras, LogSNR, Quadratic, Times, Uniform
 from sdekit.methods import Method
 from sdekit.oracle import Gaussian
-from sdekit.plan.family import tau_of, time_of
+from sdekit.plan.family import sizes_of, spaced, stretched, tau_of, time_of
 from sdekit.plan.fine import Counted, Fine, solved
 from sdekit.plan.law import law, marginal
 from sdekit.plan.trace import trace
@@ -53,13 +53,12 @@ def by_law(method: Method, process: Process, steps: int, data: Gaussian) -> Time
         raise ValueError(f"No common grid of {steps} steps fits {process}. Give times of your own, as Times.")
     best = min(tried, key=lambda times: float(distance(times)))
     least = float(distance(best))
-    gaps = torch.diff(tau_of(process, best)).abs().log().requires_grad_()
+    ends = tau_of(process, best[[0, -1]])
+    gaps = sizes_of(process, tau_of(process, best)).requires_grad_()
     optimizer = torch.optim.LBFGS([gaps], max_iter=ROUNDS, line_search_fn="strong_wolfe")
 
     def placed() -> Tensor:
-        shares = torch.softmax(gaps, 0).cumsum(0)[:-1]
-        first, last = tau_of(process, best[[0, -1]])
-        return torch.cat([best[:1], time_of(process, first + (last - first) * shares), best[-1:]])
+        return torch.cat([best[:1], time_of(process, spaced(process, ends, gaps)[1:-1]), best[-1:]])
 
     def closure() -> Tensor:
         nonlocal best, least
@@ -125,7 +124,7 @@ def even(fine: Fine, steps: int, order: int) -> Times:
 
     With P of `order` derivatives in tau, a step of length h adds about h^{order + 1} |P^{(order)}|.
     """
-    taus, slopes = fine.taus, fine.slopes.flatten(2).double()
+    process, taus, slopes = fine.model.process, fine.taus, fine.slopes.flatten(2).double()
     for k in range(1, order + 1):  # divided differences
         slopes = (slopes[1:] - slopes[:-1]) / (taus[k:] - taus[:-k]).to(slopes)[:, None, None]
     sizes = slopes.square().mean(2).sqrt().median(1).values.cpu()
@@ -136,7 +135,8 @@ def even(fine: Fine, steps: int, order: int) -> Times:
     share = (1 - FLOOR) * share / share.sum() + FLOOR * torch.diff(lams) / (lams[-1] - lams[0])
     done = torch.cat([torch.zeros(1, dtype=torch.float64), share.cumsum(0)])
     chosen = _read(done, taus, torch.linspace(0, float(done[-1]), steps + 1, dtype=torch.float64)[1:-1])
-    return Times(tuple(time_of(fine.model.process, torch.cat([taus[:1], chosen, taus[-1:]])).tolist()))
+    nodes = stretched(process, torch.cat([taus[:1], chosen, taus[-1:]]), taus[[0, -1]])
+    return Times(tuple(time_of(process, nodes).tolist()))
 
 
 def _read(x: Tensor, y: Tensor, at: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit.grid import Grid
-from sdekit.plan.family import Member, adams, member_of, tau_of, widened
+from sdekit.plan.family import Member, adams, member_of, stretched, tau_of, widened
 from sdekit.plan.fine import STEPS, Counted, Fine, solved
 from sdekit.plan.fit import Loss, Probe, by_stages, descend, probe, squares
 from sdekit.plan.grids import common, even
@@ -183,7 +183,7 @@ def _search(plan: Plan, fine: Fine, judge: _Judge, able: Probe, spend: tuple[int
     """Return the best of what (runs, seed) find."""
     runs, seed = spend
     found = []
-    for origin, member in itertools.islice(_members(plan, fine), max(runs // 2, 1)):
+    for origin, member in itertools.islice(members(plan, fine), max(runs // 2, 1)):
         found.append((origin, *by_stages(fine, member)))
         runs -= 1
     loss = Loss(0.01 * min(float(errors[fine.train].median()) for _, _, errors in found) + 1e-300, 1.0)
@@ -202,7 +202,7 @@ def _search(plan: Plan, fine: Fine, judge: _Judge, able: Probe, spend: tuple[int
     return min(rivals, key=lambda rival: rival.rank)
 
 
-def _members(plan: Plan, fine: Fine) -> Iterator[tuple[Grid | None, Member]]:
+def members(plan: Plan, fine: Fine) -> Iterator[tuple[Grid | None, Member]]:
     """Yield what the fit may start from: the plan's own numbers, then Adams-Bashforth on several grids."""
     own = member_of(plan)
     if own is not None:
@@ -215,9 +215,8 @@ def _members(plan: Plan, fine: Fine) -> Iterator[tuple[Grid | None, Member]]:
         except ValueError:  # a grid that needs finite ends, say
             continue
         # between the plan's own ends, which need not be the process's
-        shares = (taus[1:-1] - taus[0]) / (taus[-1] - taus[0])
-        taus = torch.cat([ends[:1], torch.lerp(ends[0], ends[1], shares), ends[1:]])
-        member = dataclasses.replace(adams(process, taus, 3), ends=(plan.times[0], plan.times[-1]))
+        member = adams(process, stretched(process, taus, ends), 3)
+        member = dataclasses.replace(member, ends=(plan.times[0], plan.times[-1]))
         yield grid, widened(member, WIDTH)
 
 

@@ -3,7 +3,7 @@
 from sdekit.study.agenda import Agenda
 from sdekit.study.blocks import resample
 from sdekit.study.comparison import Difference
-from sdekit.study.contender import Contender, Drawn, Function
+from sdekit.study.contender import BudgetError, Contender, Drawn, Function
 from sdekit.study.entry import Goal
 from sdekit.study.figure import Cost
 from sdekit.study.findings import Entry, Findings
@@ -21,6 +21,7 @@ from sdekit.study.study import Study, read_study
 
 __all__ = [
     "Agenda",
+    "BudgetError",
     "Checkpoint",
     "Contender",
     "Cost",

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from sdekit.grid import Times
-from sdekit.metrics.features import evaluating
-from sdekit.noise import Keyed
-from sdekit.sample import start
-from sdekit.study.cells import Cell, Generated, part_of
+from sdekit.study.bench import Bench
+from sdekit.study.cells import Cell, Generated
+from sdekit.study.failure import Failure
 from sdekit.study.planned import Tuned
-from sdekit.study.rows import OK, Rows
-from sdekit.study.runner import Runner
+from sdekit.study.price import call_seconds
+from sdekit.study.rows import OK, Row, Rows
+from sdekit.study.runner import Runner, Task
+from sdekit.study.storage import Store
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Agenda:
         fits: the plans to be fitted before, whose calls and time are not counted here.
         seconds: that the calls take in one process, metrics apart; NaN if there is nothing to go by.
         measured: how that is known.
+        failures: why models cannot be asked, by their labels; their calls and time are not counted.
     """
 
     cells: int
@@ -40,19 +38,28 @@ class Agenda:
     fits: int
     seconds: float
     measured: str
+    failures: Mapping[str, str]
 
     @classmethod
     def of(cls, runner: Runner, cells: Iterable[Cell]) -> Agenda:
         """Return what a runner would do of some cells."""
         cells, tasks = list(cells), runner.tasks(cells)
-        drawn = [task.cell for task in tasks if isinstance(task.cell, Generated)]
-        shapes = {cell.model: cell.shape[1:] for cell in drawn}
+        rows, store = Rows(runner.path).latest(), Store(runner.path)
+        drawn = [task.cell for task in tasks if _wants_samples(task, runner.bench, rows, store)]
+        shapes = {cell.model: cell.shape[1:] for cell in drawn if isinstance(cell, Generated)}
+        prices: dict[str, tuple[float, str]] = {}
+        failures: dict[str, str] = {}
+        for model, shape in shapes.items():
+            try:
+                prices[model] = _price(runner, model, shape)
+            except Exception as error:
+                failures[model] = Failure.of(error).status
+        asking = [cell for cell in drawn if isinstance(cell, Generated) and cell.model in prices]
         batches = -(-runner.bench.n // runner.bench.batch)
         calls: Counter[str] = Counter()
-        for cell in drawn:
+        for cell in asking:
             calls[cell.model] += cell.budget * batches
-        prices = {model: _price(runner, model, shape) for model, shape in shapes.items()}
-        fits = {(c.model, c.contender, c.budget) for c in drawn if isinstance(c.contender, Tuned)}
+        fits = {(c.model, c.contender, c.budget) for c in asking if isinstance(c.contender, Tuned)}
         return cls(
             len({runner.bench.id(cell) for cell in cells}),
             Counter((task.cell.model or "", task.cell.method) for task in tasks),
@@ -60,6 +67,7 @@ class Agenda:
             len(fits),
             math.fsum(calls[model] * price for model, (price, _) in prices.items()),
             " and ".join(dict.fromkeys(how for _, how in prices.values())),
+            failures,
         )
 
     def __str__(self) -> str:
@@ -70,6 +78,9 @@ class Agenda:
             lines.append(f"network calls: at most {self.calls:,}, each on a batch{fits}")
         if self.calls:
             lines.append(f"time: about {_told(self.seconds)} in one process, by {self.measured}")
+        for model, why in self.failures.items():
+            count = sum(count for (label, _), count in self.pending.items() if label == model)
+            lines.append(f"the model {model!r} fails, and with it {count} cells: {why}")
         width = max((len(method) for _, method in self.pending), default=0)
         several = len({model for model, _ in self.pending if model}) > 1
         lines += [
@@ -91,17 +102,19 @@ def _price(runner: Runner, model: str, shape: tuple[int, ...]) -> tuple[float, s
     ]
     if known:
         return statistics.median(known), "the cells that are done"
-    found = bench.loaded[model]
-    size, t = min(bench.n, bench.batch), found.process.t_max
-    seconds = []
-    with torch.no_grad(), evaluating(found):
-        part = part_of(found, 0, size)
-        x = start(part, (size, *shape), Times((t, found.process.t_min)), Keyed())
-        for _ in range(3):
-            begun = time.perf_counter()
-            part(x, t)
-            seconds.append(time.perf_counter() - begun)
-    return min(seconds) / int(getattr(found, "calls", 1)), "one call of the model"
+    size = min(bench.n, bench.batch)
+    return call_seconds(bench.model(model), (size, *shape)), "one call of the model"
+
+
+def _wants_samples(task: Task, bench: Bench, rows: Mapping[tuple[str, str], Row], store: Store) -> bool:
+    """Tell whether a cell is drawn: where it has not been, or a metric has no value and what it looks at is gone."""
+
+    def done(measure: str) -> bool:
+        key = task.id, measure
+        return key in rows and rows[key]["status"] == OK
+
+    todo = {m.extractor_print for m in bench.measures_of(task.cell) if not done(m.print)}
+    return not done("") or any(store.features(task.id, extractor) is None for extractor in todo)
 
 
 def _told(seconds: float) -> str:

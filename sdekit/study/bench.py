@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,17 +19,17 @@ from sdekit.metrics.fingerprint import fingerprint
 from sdekit.prediction import Model
 from sdekit.study.cells import Cell, Generated, Real
 from sdekit.study.claims import Claims
-from sdekit.study.contender import Drawn
-from sdekit.study.failure import Failure
+from sdekit.study.commit import commit
+from sdekit.study.contender import Drawn, described_by
+from sdekit.study.failure import Failure, LoadError
 from sdekit.study.flow_error import FlowError
 from sdekit.study.measure import Measure
-from sdekit.study.planned import Planned, Tuned
-from sdekit.study.reference import Reference
-from sdekit.study.rows import NOT_FINITE, OK, DrawRow, Row, ValueRow
+from sdekit.study.planned import Planned, Tuned, once
+from sdekit.study.price import call_seconds
+from sdekit.study.reference import Reference, loaded
+from sdekit.study.rows import FINE, NOT_FINITE, OK, DrawRow, Row, ValueRow
 from sdekit.study.sampler import described
 from sdekit.study.storage import SHOWN, StorageError, Store
-
-_FITTING = threading.Lock()  # derivatives forwards, which a fit takes, are one thread's business
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,43 +37,69 @@ class Bench:
     """Draws and measures cells of some models by some metrics.
 
     Args:
-        models: the models, or where to find them, by their labels.
+        models: the models, or where to find them, or why they cannot be loaded, by their labels.
         measures: the metrics.
         floor: real samples.
         n: the number of samples of a cell.
         batch: how many of them are drawn at a time.
     """
 
-    models: Mapping[str, Model | Reference]
+    models: Mapping[str, Model | Reference | Failure]
     measures: tuple[Measure, ...]
     floor: Tensor | None
     n: int
     batch: int
 
     @cached_property
-    def loaded(self) -> dict[str, Model]:
-        """The models, those given by reference loaded."""
-        return {k: m.load() if isinstance(m, Reference) else m for k, m in self.models.items()}
+    def loaded(self) -> dict[str, Model | Failure]:
+        """The models, those given by reference loaded, or why they cannot be: each is tried once."""
+        return {label: loaded(model) for label, model in self.models.items()}
+
+    def model(self, label: str) -> Model:
+        """Return the model of a label.
+
+        Raises:
+            LoadError: it cannot be loaded.
+        """
+        found = self.loaded[label]
+        if isinstance(found, Failure):
+            raise LoadError(found)
+        return found
 
     @cached_property
     def prints(self) -> dict[str, str]:
-        """The fingerprints of the models, each with its process."""
-        return {label: fingerprint((model, model.process)) for label, model in self.loaded.items()}
+        """The fingerprints of the models, each with its process; of those that cannot be loaded, of where they are."""
+        found = {k: self.models[k] if isinstance(m, Failure) else (m, m.process) for k, m in self.loaded.items()}
+        return {label: fingerprint(content) for label, content in found.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is sent to another process: not the models that it can load, but their fingerprints."""
+        """Return what is sent to another process: not the models that it can load, nor those that nobody can."""
         for measure in self.measures:
             _ = measure.print, measure.extractor_print  # which go with them
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "prints": self.prints}
+        failures = {label: found for label, found in self.loaded.items() if isinstance(found, Failure)}
+        sent = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**sent, "models": {**self.models, **failures}, "prints": self.prints}
 
     def id(self, cell: Cell) -> str:
         """Return the fingerprint of all that determines a cell's samples."""
         content = (self.floor, cell.seed) if isinstance(cell, Real) else cell.content(self.prints[cell.model])
         return fingerprint((content, self.n))
 
+    def call_seconds(self, cell: Generated) -> float:
+        """Return the seconds of one bare call of a cell's model on all its samples, in batches, timed once."""
+        if cell.model not in self._prices:
+            whole, size = -(-self.n // self.batch), min(self.n, self.batch)
+            self._prices[cell.model] = whole * call_seconds(self.model(cell.model), (size, *cell.shape[1:]))
+        return self._prices[cell.model]
+
+    @cached_property
+    def _prices(self) -> dict[str, float]:
+        return {}
+
     def measures_of(self, cell: Cell) -> list[Measure]:
-        """Return the metrics that say something of a cell: real data solve no flow."""
-        return [m for m in self.measures if not (isinstance(cell, Real) and isinstance(m.metric, FlowError))]
+        """Return the metrics that say something of a cell: real data solve no flow, and the fine solution is it."""
+        told = isinstance(cell, Real) or cell.method == FINE
+        return [m for m in self.measures if not (told and isinstance(m.metric, FlowError))]
 
     def rows(self, cell: Cell, id: str, done: Collection[str], store: Store, claims: Claims) -> list[Row]:
         """Measure a cell: return the row of its draw, if it was drawn, and those of the values that were missing.
@@ -95,7 +118,8 @@ class Bench:
         """
         todo = [measure for measure in self.measures_of(cell) if measure.print not in done]
         work = _Work(self, cell, id, store, claims)
-        drawn = work.draw(todo, "" not in done)
+        flows = [m for m in self.measures if cell.method == FINE and isinstance(m.metric, FlowError)]
+        drawn = work.draw([*todo, *flows], "" not in done)
         if drawn is not None and drawn["status"] != OK:
             return [drawn]
         return [*([] if drawn is None else [drawn]), *(work.value(measure) for measure in todo)]
@@ -121,6 +145,8 @@ class _Work:
         if not (missing or anew):
             return None
         row = self._row()
+        if row["status"] != OK:
+            return row
         try:
             self._draw(row, missing)
         except StorageError:
@@ -140,6 +166,8 @@ class _Work:
                         parts[key].append(extractor(x).cpu())
                     except Exception as error:
                         self.features[key] = Failure.of(error)
+        if isinstance(self.cell, Generated):
+            row["call_seconds"] = self.bench.call_seconds(self.cell)
         for key in missing.keys() - self.features.keys():
             self.features[key] = features = torch.cat(parts[key])
             self.store.keep_features(self.id, key, features)
@@ -164,7 +192,7 @@ class _Work:
     def _drawn(self) -> Iterator[Drawn]:
         bench, cell = self.bench, self.cell
         if isinstance(cell, Generated):
-            model = bench.loaded[cell.model]
+            model = bench.model(cell.model)
             return cell.draw(cell.ready(model, self._fitted), model, bench.n, bench.batch)
         assert bench.floor is not None
         return (Drawn(x, 0) for x in cell.lot(bench.floor, bench.n).split(bench.batch))
@@ -173,34 +201,21 @@ class _Work:
         """Return a fitted plan: from the store, or made now and stored."""
         assert isinstance(self.cell, Generated)
         key = fingerprint((tuned, self.bench.prints[self.cell.model], self.cell.shape[1:]))
-
-        def find() -> Planned | None:
-            stored = self.store.plan(key)
-            self.fit_seconds = None if stored is None else float(stored["seconds"])
-            return None if stored is None else Planned.from_json(stored["planned"])
-
-        def make() -> Planned:
-            with _FITTING:
-                begun = time.perf_counter()
-                planned = fit()
-                self.fit_seconds = round(time.perf_counter() - begun, 6)
-            self.store.keep_plan(key, {"planned": planned.to_json(), "seconds": self.fit_seconds})
-            return planned
-
-        return self.claims.once(key, find, make)
+        planned, self.fit_seconds = once(key, fit, self.store, self.claims)
+        return planned
 
     def _flow(self, metric: FlowError) -> Tensor:
         """Return the fine solution for this cell, (n, *shape): from the store, or drawn now and stored."""
         assert isinstance(self.cell, Generated)
-        cell, key = metric.cell(self.cell), fingerprint(metric.extractor)
+        cell, key = metric.cell(self.cell), Measure(metric).extractor_print
         id = self.bench.id(cell)
 
         def make() -> Tensor:
-            drawn = metric.draw(cell, self.bench.loaded[cell.model], self.bench.n, self.bench.batch)
+            drawn = metric.draw(cell, self.bench.model(cell.model), self.bench.n, self.bench.batch)
             self.store.keep_features(id, key, drawn)
             return drawn
 
-        found = self.claims.once(f"{id}-flow", lambda: self.store.features(id, key), make)
+        found = self.claims.once(id, lambda: self.store.features(id, key), make)
         return found.reshape(-1, *cell.shape[1:])
 
     def value(self, measure: Measure) -> ValueRow:
@@ -241,15 +256,15 @@ class _Work:
 
 
 def draw_row(bench: Bench, cell: Cell, id: str) -> DrawRow:
-    """Return the row of a cell before it is drawn."""
-    return {
+    """Return the row of a cell before it is drawn, which tells if its model or its contender cannot be told of."""
+    row: DrawRow = {
         "kind": "draw",
         "id": id,
         "model": cell.model,
-        "print": bench.prints[cell.model] if cell.model is not None else None,
+        "print": None,
         "method": cell.method,
-        "sampler": cell.contender.describe() if cell.contender is not None else None,
-        "process": described(bench.loaded[cell.model].process) if cell.model is not None else None,
+        "sampler": None,
+        "process": None,
         "budget": cell.budget,
         "seed": cell.seed,
         "samples": bench.n,
@@ -270,19 +285,13 @@ def draw_row(bench: Bench, cell: Cell, id: str) -> DrawRow:
         "commit": commit(),
         "date": _now(),
     }
-
-
-@cache
-def commit() -> str | None:
-    """Return the commit of sdekit's sources, with "-dirty" if they were changed; None if they are installed."""
-    sources = Path(__file__).parents[2]
-    if not (sources / ".git").exists():
-        return None
-    ask = ["git", "-C", str(sources), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        if isinstance(cell, Generated):
+            row["process"], row["print"] = described(bench.model(cell.model).process), bench.prints[cell.model]
+            row["sampler"] = described_by(cell.contender)
+    except Exception as error:
+        row["status"], row["where"], row["traceback"] = Failure.of(error)
+    return row
 
 
 def _now() -> str:

@@ -69,17 +69,16 @@ def chart(findings: Findings, cost: Cost, title: str) -> str:
         return ""
     x, y = _scales(findings, [entry for line in lines.values() for entry in line], cost)
     names = findings.methods
-    floor = findings.floor if findings.floor and findings.floor.complete else None
+    levels = {name: entry for name, entry in findings.levels.items() if entry.complete}
     series = [_series(names.index(name), name, line, (x, y), cost) for name, line in lines.items()]
     ends = {name: (cost.of(line[-1]), line[-1].mean, _style(names.index(name))) for name, line in lines.items()}
-    if floor:
-        ends[REAL] = (x.high, floor.mean, "--c:var(--muted)")
+    ends |= {name: (x.high, entry.mean, "--c:var(--muted)") for name, entry in levels.items()}
     label = f"{title}: {findings.metric} against {cost.value}, {len(lines)} methods. The figures are in the table."
     return "\n".join(
         [
             f'<svg class="chart" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(label)}">',
             *_axes(x, y, findings.budgets if cost is Cost.CALLS else x.ticks, cost),
-            *([_band(floor, x, y)] if floor else []),
+            *(_band(name, entry, x, y) for name, entry in levels.items()),
             *series,
             *_names(ends, x, y),
             "</svg>",
@@ -88,9 +87,9 @@ def chart(findings: Findings, cost: Cost, title: str) -> str:
 
 
 def _scales(findings: Findings, entries: Sequence[Entry], cost: Cost) -> tuple[Scale, Scale]:
-    """Return both axes: as wide as the means and the floor, and as much of the intervals as leaves them room."""
+    """Return both axes: as wide as the means and the levels, and as much of the intervals as leaves them room."""
     costs = [*map(cost.of, entries), *(findings.budgets if cost is Cost.CALLS else ())]
-    shown = [*entries, *([findings.floor] if findings.floor and findings.floor.complete else [])]
+    shown = [*entries, *(level for level in findings.levels.values() if level.complete)]
     means = [entry.mean for entry in shown]
     low, high = min(means), max(means)
     bottoms, tops = zip(*map(ends_of, shown), strict=True)
@@ -149,13 +148,14 @@ def _seconds(entry: Entry) -> str:
     return "" if math.isnan(entry.seconds) else f", {entry.seconds:.3g} s"
 
 
-def _band(floor: Entry, x: Scale, y: Scale) -> str:
-    low, high = (y.at(end) for end in ends_of(floor))
-    mean = f"{y.at(floor.mean):.1f}"
+def _band(name: str, level: Entry, x: Scale, y: Scale) -> str:
+    """Return the line of a level; real data, which no method shares its chance with, in the band of its interval."""
+    low, high = (y.at(end) for end in ends_of(level))
+    mean = f"{y.at(level.mean):.1f}"
+    band = f'<rect x="{_LEFT:g}" width="{_RIGHT - _LEFT:g}" y="{high:.1f}" height="{low - high:.1f}"/>'
     return (
-        f'<g class="floor"><rect x="{_LEFT:g}" width="{_RIGHT - _LEFT:g}" y="{high:.1f}" height="{low - high:.1f}"/>'
-        f'<line x1="{_LEFT:g}" x2="{_RIGHT:g}" y1="{mean}" y2="{mean}"/>'
-        f"<title>{REAL}: {interval(floor)}</title></g>"
+        f'<g class="floor">{band * (name == REAL)}<line x1="{_LEFT:g}" x2="{_RIGHT:g}" y1="{mean}" y2="{mean}"/>'
+        f"<title>{name}: {interval(level)}</title></g>"
     )
 
 

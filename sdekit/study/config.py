@@ -30,9 +30,26 @@ def read(path: str | Path) -> Mapping[str, Any]:
         import yaml
     except ImportError as error:
         raise ImportError('a study in YAML needs PyYAML: pip install "sdekit[study]"') from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """One that takes no key twice."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    at = f"{path}, line {key.start_mark.line + 1}"
+                    raise ValueError(f"{at}: the key {key.value!r} is there twice. Leave out one of the two.")
+                if key.tag != "tag:yaml.org,2002:merge":
+                    seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+    except yaml.MarkedYAMLError as error:
+        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{at}: it must be YAML, indented by spaces; {error.problem}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML; {error}") from error
     return _mapping(str(path), found)
 
@@ -45,8 +62,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
             models: by their labels, the path of a checkpoint, or {path, sha256, label}, where label names data;
             methods: by their labels, a method's name, or the JSON of a method or contender, where a method may be named
                 and the steps of a grid may be left out;
-            metrics: a list of {type, reference, features, ...}: a metric's class, names of data and features, and its
-                other settings;
+            metrics: a list, or a mapping by their labels, of {type, reference, features, ...}: a metric's class, names
+                of data and features, and its other settings; the reference may be an .npz file of statistics;
             shape: of the samples; its first number may be left out if there is a floor;
             floor: the name of the held-out data; budgets; seeds, as a list or their number; grid, as JSON.
 
@@ -61,11 +78,13 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": {k: _at(f"models, {k}", _model, v) for k, v in _mapping("models", config["models"]).items()},
         "methods": {k: _at(f"methods, {k}", _method, v) for k, v in _mapping("methods", config["methods"]).items()},
-        "metric": tuple(_at("metrics", _metric, entry) for entry in config["metrics"]),
+        "metric": _metrics(config["metrics"]),
         "shape": _shape(config.get("shape"), floor),
         "floor": floor,
     }
     if isinstance(config.get("seeds"), int):
+        if config["seeds"] < 1 or isinstance(config["seeds"], bool):
+            raise ValueError(f"seeds must be a list, or how many there are, at least 1; got {config['seeds']!r}.")
         config = {**config, "seeds": list(range(config["seeds"]))}
     for key in ("budgets", "seeds"):
         if key in config:
@@ -94,6 +113,17 @@ def _method(entry: Any) -> Any:
     return method(entry) if isinstance(entry, str) else Value.from_json(_filled(_mapping("A method", entry)))
 
 
+def _metrics(entries: Any) -> Any:
+    if isinstance(entries, Mapping) and "type" not in entries:
+        return {label: _at(f"metrics, {label}", _metric, entry) for label, entry in entries.items()}
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"metrics must be a list, or a mapping from labels; got {entries!r}. Write "
+            "[{type: FrechetDistance, ...}], say."
+        )
+    return tuple(_at("metrics", _metric, entry) for entry in entries)
+
+
 def _metric(entry: Any) -> Callable[[Tensor], float]:
     entry = {"type": entry} if isinstance(entry, str) else dict(_mapping("A metric", entry))
     if "type" not in entry:
@@ -116,6 +146,8 @@ def _filled(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
         return entry
     filled = {k: method(v).to_json() if k == "method" and isinstance(v, str) else _filled(v) for k, v in entry.items()}
+    if isinstance(filled.get("options"), Mapping):
+        filled["options"] = [list(pair) for pair in filled["options"].items()]
     kind = Value._known.get(str(filled.get("type")))
     if kind is not None and issubclass(kind, Grid) and dataclasses.is_dataclass(kind):
         wanted = [f.name for f in dataclasses.fields(kind) if f.name == "steps"]
@@ -127,7 +159,9 @@ def _at(where: str, make: Callable[[Any], Any], entry: Any) -> Any:
     """Make something of an entry; an error says where the entry stands."""
     try:
         return make(entry)
-    except (ValueError, TypeError) as error:
+    except FileNotFoundError as error:
+        raise ValueError(f"In {where}: there is no file {error.filename or error}.") from error
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"In {where}: {error}") from error
 
 

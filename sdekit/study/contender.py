@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -15,6 +16,10 @@ from sdekit.noise import Keyed
 from sdekit.prediction import Model, Prediction, calls
 from sdekit.process import Process
 from sdekit.sample import start
+
+
+class BudgetError(ValueError):
+    """A budget pays for no run of a contender: a result of a study, not a failure."""
 
 
 class Drawn(NamedTuple):
@@ -37,7 +42,7 @@ class Contender(Protocol):
         """Return the largest run that asks the network at most `budget` times.
 
         Raises:
-            ValueError: there is none.
+            BudgetError: there is none.
         """
         ...
 
@@ -52,6 +57,22 @@ class Contender(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return what it is in JSON types, for the rows."""
         ...
+
+
+def described_by(contender: Contender) -> dict[str, Any]:
+    """Return what a contender says that it is.
+
+    Raises:
+        TypeError: that is no dictionary of JSON.
+    """
+    found, name = contender.describe(), f"{type(contender).__name__}.describe()"
+    if not isinstance(found, dict):
+        raise TypeError(f"{name} must return a dictionary; got {type(found).__name__}.")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must return a dictionary of JSON types; {error}.") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,11 +97,11 @@ class Function:
         """Return it with the answers that the budget pays for.
 
         Raises:
-            ValueError: the budget pays for none.
+            BudgetError: the budget pays for none.
         """
         count = budget // getattr(model, "calls", 1)
         if count < 1:
-            raise ValueError(f"A budget must pay for one answer of the model; got {budget}. Raise the budget.")
+            raise BudgetError(f"A budget must pay for one answer of the model; got {budget}. Raise the budget.")
         return replace(self, count=count)
 
     def run(self, model: Model, like: Tensor, seed: int, first: int) -> Drawn:

@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from scipy.special import ndtri, stdtrit
 
@@ -26,6 +27,22 @@ class Goal(Enum):
         return -value if self is Goal.HIGH else value
 
 
+class Spent(NamedTuple):
+    """What drawing the samples of one seed takes, the mean over the seeds, in seconds, NaN where it is not known.
+
+    Attributes:
+        seconds: on the clock.
+        cpu_seconds: of the processor.
+        overhead: of the clock's, beyond so many bare calls of the network: the sampler's own.
+        fit_seconds: before, for fitting the sampler to the model, once for all seeds.
+    """
+
+    seconds: float = math.nan
+    cpu_seconds: float = math.nan
+    overhead: float = math.nan
+    fit_seconds: float = math.nan
+
+
 @dataclass(frozen=True)
 class Entry:
     """The values of one method at one budget, over the seeds; equal by its values, calls and errors.
@@ -37,7 +54,7 @@ class Entry:
         seeds: of the values.
         stderrs: of the values, from the samples behind each; NaN where none is known.
         blocks: of each value, what it is without one block of its samples, block by block; empty where not known.
-        seconds: for drawing the samples of one seed, the mean over the seeds, NaN where none is known.
+        spent: what drawing the samples took.
         shared: the part of its samples that any two seeds have in common, 0 but for real data.
     """
 
@@ -47,8 +64,13 @@ class Entry:
     seeds: tuple[int, ...] = field(default=(), compare=False)
     stderrs: tuple[float, ...] = field(default=(), compare=False)
     blocks: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
-    seconds: float = field(default=math.nan, compare=False)
+    spent: Spent = field(default=Spent(), compare=False)
     shared: float = field(default=0.0, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds on the clock for drawing the samples of one seed, nan where they are not known."""
+        return self.spent.seconds
 
     @property
     def mean(self) -> float:

@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 
+class LoadError(Exception):
+    """A model cannot be loaded, which the rows of all of its cells tell."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.status)
+        self.failure = failure
+
+
 class Failure(NamedTuple):
     """An error as a row holds it: in a line, where it arose, and its traceback with the names of the files alone, as
     where they lie is the machine's business.
@@ -18,7 +26,10 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return what is to be said of an error."""
+        """Return what is to be said of an error; one that has a `failure` tells of that."""
+        known = getattr(error, "failure", None)
+        if isinstance(known, Failure):
+            return known
         told = traceback.TracebackException.from_exception(error)
         one: traceback.TracebackException | None = told
         while one is not None:

@@ -62,8 +62,7 @@ def draw(findings: Mapping[str, Findings], cost: Cost = Cost.CALLS) -> Figure:
         lines = costed(found, cost)
         _scale(axes, found, lines, cost)
         ends = [_line(axes, line, k, cost) for k, line in enumerate(lines.items())]
-        if found.floor and found.floor.complete:
-            ends.append(_floor(axes, found.floor))
+        ends += [_level(axes, name, entry) for name, entry in found.levels.items() if entry.complete]
         _dress(axes, heading, found.caption, cost)
         _name(axes, ends)
     return figure
@@ -91,7 +90,7 @@ def _scale(axes: Axes, findings: Findings, lines: Mapping[str, list[Entry]], cos
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     if costs:
         axes.set_xlim(min(costs) / 1.15, max(costs) * 1.15)
-    means = [entry.mean for entry in [*entries, *([findings.floor] if findings.floor else [])] if entry.complete]
+    means = [entry.mean for entry in (*entries, *findings.levels.values()) if entry.complete]
     if means and min(means) > 0:
         steps = (1.0, 2.0, 5.0) if max(means) < 500 * min(means) else (1.0,)
         axes.set_yscale("log")
@@ -114,11 +113,12 @@ def _line(axes: Axes, line: tuple[str, list[Entry]], k: int, cost: Cost) -> _End
     return _End(method, colour, x[-1], y[-1])
 
 
-def _floor(axes: Axes, floor: Entry) -> _End:
-    """Draw what real data gets: a line, and the band of its 95% interval."""
-    axes.axhspan(*ends_of(floor), color=_PALE, linewidth=0, zorder=1)
-    axes.axhline(floor.mean, color=_GREY, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
-    return _End(REAL, _GREY, axes.get_xlim()[1], floor.mean)
+def _level(axes: Axes, name: str, level: Entry) -> _End:
+    """Draw a line; of real data, which no method shares its chance with, in the band of its 95% interval."""
+    if name == REAL:
+        axes.axhspan(*ends_of(level), color=_PALE, linewidth=0, zorder=1)
+    axes.axhline(level.mean, color=_GREY, linewidth=1.2, linestyle=(0, (5, 3) if name == REAL else (1, 2)), zorder=2)
+    return _End(name, _GREY, axes.get_xlim()[1], level.mean)
 
 
 def ends_of(entry: Entry) -> tuple[float, float]:

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from sdekit.study.comparison import Difference, Place, Verdict, compare, rank, verdicts
 from sdekit.study.entry import Entry, Goal
+from sdekit.study.outcome import Outcome, gathered
 from sdekit.study.pareto import Point, Reach, front, order, reach
-from sdekit.study.rows import OK
+from sdekit.study.rows import FINE, REAL
 
 __all__ = ["Entry", "Findings", "Outcome"]
 
 Key: TypeAlias = tuple[str, int]
 """A method's label and a budget."""
-
-
-class Outcome(NamedTuple):
-    """One cell by one metric: the row of what was drawn, and the row of its value, None if there is none yet."""
-
-    draw: Mapping[str, Any]
-    value: Mapping[str, Any] | None
-
-    @property
-    def number(self) -> float | None:
-        """The value, None if there is none that is finite."""
-        number = self.value["value"] if self.value and self.error is None else None
-        return None if number is None else float(number)
-
-    @property
-    def error(self) -> str | None:
-        """Why there is no value, None if there is one."""
-        if self.draw["status"] != OK:
-            return str(self.draw["status"])
-        if self.value is None:
-            return "no value yet"
-        if self.value["status"] != OK:
-            return str(self.value["status"])
-        number = self.value["value"]
-        return None if number is not None and math.isfinite(number) else "not finite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +32,7 @@ class Findings:
 
     def __post_init__(self) -> None:
         drawn = [outcome.draw for outcome in self.outcomes]
-        generated = [row for row in drawn if row["budget"] is not None]
+        generated = [outcome.draw for outcome in self._compared]
         valued = [outcome.value for outcome in self.outcomes if outcome.value]
         if not generated:
             raise ValueError(
@@ -77,16 +52,46 @@ class Findings:
                     f"The rows of a report must have one {what}{name} to be comparable; got {', '.join(kinds)}. "
                     f"{_ADVICE[key]}"
                 )
+        self._check_once(drawn)
+
+    def _check_once(self, drawn: Sequence[Mapping[str, Any]]) -> None:
+        """Raise if a method has two cells of one budget and seed: another sampler once bore its label."""
+        seen: set[tuple[Any, ...]] = set()
+        for row in drawn:
+            cell = row["method"], row["budget"], row["seed"]
+            if cell in seen:
+                at = "" if row["budget"] is None else f" at {row['budget']} calls"
+                raise ValueError(
+                    f"A method must have one row of a seed; {row['method']!r}{at} has several of seed {row['seed']}: "
+                    "what bears this label has changed since the first of them. Give the new one a label or a file of "
+                    "its own, or take the report that Study.run returns, which is of its own rows alone."
+                )
+            seen.add(cell)
 
     @property
     def model(self) -> str:
         """The model's label."""
-        return next(str(o.draw["model"]) for o in self.outcomes if o.draw["budget"] is not None)
+        return str(self._compared[0].draw["model"])
 
     @property
     def metric(self) -> str:
         """The metric's name."""
         return next((str(o.value["metric"]) for o in self.outcomes if o.value), "no metric")
+
+    @property
+    def print(self) -> str:
+        """The model's fingerprint."""
+        return str(self._compared[0].draw["print"])
+
+    @property
+    def measure(self) -> str | None:
+        """The fingerprint of the metric with its extractor and reference, None if there is no value."""
+        return next((str(o.value["measure"]) for o in self.outcomes if o.value), None)
+
+    @property
+    def device(self) -> str | None:
+        """Where the samples were drawn, as far as it is known."""
+        return ", ".join(sorted({str(o.draw["device"]) for o in self._compared if o.draw["device"]})) or None
 
     @property
     def goal(self) -> Goal:
@@ -112,33 +117,57 @@ class Findings:
     @property
     def methods(self) -> list[str]:
         """The methods' labels, in the order of the study."""
-        return list(dict.fromkeys(o.draw["method"] for o in self.outcomes if o.draw["budget"] is not None))
+        return list(dict.fromkeys(o.draw["method"] for o in self._compared))
 
     @property
     def budgets(self) -> list[int]:
         """The budgets, rising."""
-        return sorted({o.draw["budget"] for o in self.outcomes if o.draw["budget"] is not None})
+        return sorted({o.draw["budget"] for o in self._compared})
 
     @cached_property
     def entries(self) -> dict[Key, Entry]:
         """The entry of each method, by label, at each budget; a seed that others have there and it has not is told."""
         cells: dict[Key, list[Outcome]] = {}
         seeds: dict[int, dict[int, None]] = {}
-        for outcome in self.outcomes:
+        for outcome in self._compared:
             draw = outcome.draw
-            if draw["budget"] is not None:
-                cells.setdefault((draw["method"], draw["budget"]), []).append(outcome)
-                seeds.setdefault(draw["budget"], {})[draw["seed"]] = None
-        return {key: _entry(found, missing=_missing(found, seeds[key[1]])) for key, found in cells.items()}
+            cells.setdefault((draw["method"], draw["budget"]), []).append(outcome)
+            seeds.setdefault(draw["budget"], {})[draw["seed"]] = None
+        return {key: gathered(found, missing=_missing(found, seeds[key[1]])) for key, found in cells.items()}
 
     @cached_property
     def floor(self) -> Entry | None:
         """The entry of real data, None if the study has none."""
-        real = [outcome for outcome in self.outcomes if outcome.draw["budget"] is None]
+        real = [outcome for outcome in self.outcomes if outcome.real]
         if not real:
             return None
         held_out = max(outcome.draw["shape"][0] for outcome in real)
-        return _entry(real, shared=min(1.0, self.samples / held_out))
+        return gathered(real, shared=min(1.0, self.samples / held_out))
+
+    @cached_property
+    def fine(self) -> Entry | None:
+        """The entry of the fine solution of the model's flow, None if the study has none: what a solver can reach."""
+        fine = [outcome for outcome in self.outcomes if outcome.fine]
+        return gathered(fine, missing=_missing(fine, self.seeds)) if fine else None
+
+    @property
+    def levels(self) -> dict[str, Entry]:
+        """What the methods are held against, whatever the budget: real data and the fine solution."""
+        return {name: entry for name, entry in ((REAL, self.floor), (FINE, self.fine)) if entry is not None}
+
+    def behind_fine(self, budget: int) -> dict[str, Difference]:
+        """Return how much worse than the fine solution each method is at a budget, paired seed by seed: its own doing.
+
+        The two share the model, the starts and, nearly, the samples' chance, so this is far better known than either.
+
+        Raises:
+            ValueError: the budget is not one of the study.
+        """
+        fine, entries = self.fine, {method: entry for method, entry in self.at(budget).items() if entry.complete}
+        if fine is None or not fine.complete:
+            return {}
+        low = self.goal is Goal.LOW
+        return {method: compare(entry, fine) if low else compare(fine, entry) for method, entry in entries.items()}
 
     def at(self, budget: int) -> dict[str, Entry]:
         """Return the entries at one budget, by their methods.
@@ -225,6 +254,11 @@ class Findings:
         return {method: entries for method, entries in lines.items() if entries}
 
     @cached_property
+    def _compared(self) -> list[Outcome]:
+        """The outcomes of methods at budgets."""
+        return [outcome for outcome in self.outcomes if not outcome.real and not outcome.fine]
+
+    @cached_property
     def _verdicts(self) -> dict[int, dict[tuple[str, str], Verdict]]:
         return {}
 
@@ -240,26 +274,3 @@ _ADVICE = {
 
 def _missing(found: Sequence[Outcome], seeds: Iterable[int]) -> list[int]:
     return sorted(set(seeds) - {outcome.draw["seed"] for outcome in found})
-
-
-def _entry(found: Sequence[Outcome], missing: Sequence[int] = (), shared: float = 0.0) -> Entry:
-    """Gather the outcomes of the seeds of one method at one budget."""
-    good = [(outcome, number) for outcome in found if (number := outcome.number) is not None]
-    calls = [o.draw["nfe"] for o in found if o.draw["status"] == OK and o.draw["nfe"] is not None]
-    blocks = tuple(tuple((o.value or {}).get("blocks") or ()) for o, _ in good)
-    seconds = [o.draw["seconds"] for o, _ in good if o.draw["seconds"] is not None]
-    errors = [error for outcome in found if (error := outcome.error)]
-    return Entry(
-        tuple(number for _, number in good),
-        max(calls, default=None),
-        (*errors, *(f"no row yet of seed {seed}" for seed in missing)),
-        tuple(o.draw["seed"] for o, _ in good),
-        tuple(_or_nan((o.value or {}).get("stderr")) for o, _ in good),
-        blocks if all(blocks) else (),
-        sum(seconds) / len(seconds) if seconds else math.nan,
-        shared,
-    )
-
-
-def _or_nan(number: float | None) -> float:
-    return math.nan if number is None else float(number)

@@ -15,9 +15,10 @@ from sdekit.metrics import Identity, PairedRMSE
 from sdekit.prediction import Model
 from sdekit.study.cells import Generated
 from sdekit.study.contender import Contender
+from sdekit.study.rows import FINE
 from sdekit.study.sampler import Sampler
 
-FINE = Sampler(METHODS["exponential-rk-4"], Denoised(LogSNR(1)))
+RK4 = Sampler(METHODS["exponential-rk-4"], Denoised(LogSNR(1)))
 """A solver of order four, whose error at 400 network calls is far below that of any at the budgets of a study."""
 
 
@@ -25,9 +26,10 @@ FINE = Sampler(METHODS["exponential-rk-4"], Denoised(LogSNR(1)))
 class FlowError:
     """A metric of the errors of samples against a fine solution of the same model from the same starts.
 
-    It is a metric of a study alone, which draws the fine solution once for every model and seed and keeps it; it is
-    free of sampling noise and of what the model does not know, and says nothing of how good the samples are. A
-    stochastic method does not solve the flow, so to it the metric is unfair; real data have no value.
+    It is a metric of a study alone, which draws the fine solution once for every model and seed and measures it by the
+    other metrics too: what a method is above that is its own doing. The error is free of sampling noise and of what the
+    model does not know, and says nothing of how good the samples are. A stochastic method does not solve the flow, so
+    to it the metric is unfair; real data have no value.
 
     Args:
         paired: makes the metric from the fine solution: `PairedRMSE`, `PairedMedian`.
@@ -36,7 +38,7 @@ class FlowError:
     """
 
     paired: Callable[[Tensor], Any] = PairedRMSE
-    fine: Contender = FINE
+    fine: Contender = RK4
     budget: int = 400
     extractor = Identity()
 
@@ -53,7 +55,7 @@ class FlowError:
 
     def cell(self, cell: Generated) -> Generated:
         """Return the cell of the fine solution for a cell's model and seed."""
-        return cell._replace(method="fine", contender=self.fine, budget=self.budget)
+        return cell._replace(method=FINE, contender=self.fine, budget=self.budget)
 
     def draw(self, cell: Generated, model: Model, n: int, batch: int) -> Tensor:
         """Return the fine solution, (n, d)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdekit.study.findings import Findings
-from sdekit.study.rows import OK, REAL
+from sdekit.study.rows import OK
 from sdekit.study.sections import Cell, Rows, section, table
 from sdekit.study.sheets import sheet
 from sdekit.study.storage import Store
@@ -126,9 +126,9 @@ def _sheets(findings: Findings, path: Path) -> str:
     columns = [budget for budget in findings.budgets if any(b == budget for _, b in shown)]
     heads = "".join(f'<th scope="col">NFE {budget}</th>' for budget in columns)
     rows = []
-    if (REAL, None) in shown:
-        real = f'<td colspan="{len(columns)}">{shown[REAL, None]}</td>'
-        rows.append(f'<tr><th scope="row">{REAL}</th>{real}</tr>')
+    for (name, _), held in shown.items():
+        if name in findings.levels:
+            rows.append(f'<tr><th scope="row">{name}</th><td colspan="{len(columns)}">{held}</td></tr>')
     rows += [
         f'<tr><th scope="row">{escape(name)}</th>'
         + "".join(f"<td>{shown.get((name, budget), '–')}</td>" for budget in columns)

@@ -17,13 +17,21 @@ from sdekit.metrics.fingerprint import fingerprint
 
 @dataclass(frozen=True, eq=False)
 class Measure:
-    """A metric: one on features, with `extractor` and `of`, or any callable from samples to a number."""
+    """A metric: one on features, with `extractor` and `of`, or any callable from samples to a number.
+
+    Args:
+        metric: the metric.
+        label: what a study calls it; None for its own name.
+    """
 
     metric: Callable[[Tensor], float]
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """The metric's name: its `name`, or that of the function or class."""
+        """The metric's label, or else its `name`, or that of the function or class."""
+        if self.label is not None:
+            return self.label
         named: Any = self.metric
         return str(getattr(named, "name", None) or getattr(named, "__name__", type(named).__name__))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +21,13 @@ from sdekit.plan import Plan, run, trace, tune
 from sdekit.prediction import Model, Prediction, Target, V, calls
 from sdekit.process import Process
 from sdekit.sample import start
-from sdekit.study.contender import Drawn
+from sdekit.study.claims import Claims
+from sdekit.study.contender import BudgetError, Drawn
+from sdekit.study.failure import Failure
 from sdekit.study.sampler import Sampler, driving
+from sdekit.study.storage import Store
+
+_FITTING = threading.Lock()  # derivatives forwards, which a fit takes, are one thread's business
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,12 @@ class Planned(Value):
         """Return the dearest of the plans that asks the network at most `budget` times.
 
         Raises:
-            ValueError: there is none.
+            BudgetError: there is none.
         """
         costs = [_cost(plan, model) for plan in self.plans]
         paid = [i for i, cost in enumerate(costs) if cost <= budget]
         if not paid:
-            raise ValueError(
+            raise BudgetError(
                 f"A budget must pay for one of the plans, which ask the network {sorted(costs)} times; got a budget of "
                 f"{budget}. Raise it, or trace a shorter plan."
             )
@@ -73,7 +81,8 @@ class Tuned(Value):
     """A method whose plan is fitted to the model for every budget, by `sdekit.plan.tune`.
 
     The fit is made once for all seeds, on starts of its own seed, and is no part of what a run costs: a study stores
-    the plan beside its rows, and the time that the fit took in them.
+    the plan beside its rows, and the time that the fit took in them. Where it fails, each of the seeds has a row that
+    says why, and the next run tries again.
 
     Args:
         method: a deterministic method, whose number of answers the plan has.
@@ -90,10 +99,14 @@ class Tuned(Value):
     def within(self, budget: int, model: Model) -> Tuned:
         """Return it with the largest number of steps that costs at most `budget` network calls, not yet fitted.
 
+        The times of its answers are not known before the fit; of a model that costs more at some times than at others,
+        each is taken to cost the most.
+
         Raises:
-            ValueError: one step costs more than the budget, or the grid's number of steps cannot be chosen.
+            BudgetError: one step costs more than the budget.
+            ValueError: the grid's number of steps cannot be chosen.
         """
-        return replace(self, grid=Sampler(self.method, self.grid).within(budget, model).grid)
+        return replace(self, grid=Sampler(self.method, self.grid).within(budget, _Dear(model)).grid)
 
     def fit(self, model: Model, like: Tensor) -> Planned:
         """Return the plan that is fitted to a model, for samples of the shape of those of `like`, (b, *shape).
@@ -115,6 +128,60 @@ class Tuned(Value):
     def describe(self) -> dict[str, Any]:
         """Return it as JSON."""
         return self.to_json()
+
+
+class _Dear:
+    """A model at the most that it costs at any time."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.process, self.calls = model, model.process, calls(model)
+
+    def __call__(self, x: Tensor, t: Time, /) -> Prediction:
+        """Ask the model."""
+        return self.model(x, t)
+
+
+class FitError(Exception):
+    """There is no fitted plan, for all seeds of a run for one reason, which the rows of each tell."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.status)
+        self.failure = failure
+
+
+def once(key: str, fit: Callable[[], Planned], store: Store, claims: Claims) -> tuple[Planned, float]:
+    """Return a fitted plan and the seconds that the fit took: from the store, or made now and stored.
+
+    Args:
+        key: the fingerprint of what determines the plan.
+        fit: makes it.
+        store: where plans lie, and the failure of a fit with the run that has tried it.
+        claims: of the run, which tries a fit that fails no second time.
+
+    Raises:
+        FitError: the fit has failed, now or before in this run.
+    """
+
+    def find() -> tuple[Planned, float] | None:
+        stored = store.plan(key) or {}
+        if stored.get("run") == claims.run:
+            raise FitError(Failure(*stored["failure"]))
+        return (Planned.from_json(stored["planned"]), float(stored["seconds"])) if "planned" in stored else None
+
+    def make() -> tuple[Planned, float]:
+        with _FITTING:
+            begun = time.perf_counter()
+            try:
+                planned = fit()
+            except Exception as error:
+                failure = Failure.of(error)
+                store.keep_plan(key, {"run": claims.run, "failure": failure})
+                raise FitError(failure) from error
+            seconds = round(time.perf_counter() - begun, 6)
+        store.keep_plan(key, {"planned": planned.to_json(), "seconds": seconds})
+        return planned, seconds
+
+    return claims.once(key, find, make)
 
 
 class _Leading:

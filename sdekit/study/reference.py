@@ -7,9 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdekit._value import Value
 from sdekit.prediction import Model
+from sdekit.process import Process
+from sdekit.study.failure import Failure
 
 
 class Reference(ABC):
@@ -60,3 +63,25 @@ class Factory(Reference):
     def load(self) -> Model:
         """Return what the function makes."""
         return self.make()
+
+
+def loaded(model: Model | Reference | Failure) -> Model | Failure:
+    """Return a model, one given by reference loaded, or why it cannot be."""
+    if not isinstance(model, Reference):
+        return model
+    try:
+        found = model.load()
+        check_model(found, f"what {type(model).__name__} loads")
+    except Exception as error:
+        return Failure.of(error)
+    return found
+
+
+def check_model(model: Any, name: str) -> None:
+    """Raise a TypeError if something is no model."""
+    if isinstance(model, type) or not callable(model) or not isinstance(getattr(model, "process", None), Process):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"A model must be called as model(x, t) and have a process; {name} is {kind}. Pass "
+            "Denoiser(net, process, predicts), an oracle, or a Reference such as Checkpoint(path)."
+        )

@@ -15,7 +15,8 @@ from torch import Tensor
 import sdekit.data
 import sdekit.metrics
 from sdekit._value import suggest
-from sdekit.metrics.features import OnFeatures
+from sdekit.metrics import FeatureStatistics, FrechetDistance, read_reference
+from sdekit.metrics.features import OnFeatures, as_extractor
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Registry(Generic[T]):
             ValueError: the name or a setting is unknown, or a setting is missing.
         """
         if name not in self.makers:
-            raise ValueError(f"There is no {self.what} called {name!r}. {suggest(name, list(self.makers))}")
+            raise ValueError(f"There is no {self.what} called {name!r}. {suggest(str(name), list(self.makers))}")
         make = self.makers[name]
         known = [p.name for p in inspect.signature(make).parameters.values() if p.kind != p.VAR_KEYWORD]
         for setting in settings:
@@ -79,15 +80,18 @@ def data(name: str) -> Tensor:
     """Return the data of a name, or of a file that ends in .npy or .pt.
 
     Raises:
-        ValueError: there is none such.
+        ValueError: there is none such, or something else than a tensor in it.
+        OSError: the file cannot be read.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"Data must be named, 'digits-test' say, or be a path of .npy or .pt; got {name!r}.")
     path = Path(name)
-    if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path))
-    if path.suffix == ".pt":
-        found: Tensor = torch.load(path, weights_only=True)
-        return found
-    return DATA(name)
+    if path.suffix not in (".npy", ".pt"):
+        return DATA(name)
+    found = torch.from_numpy(np.load(path)) if path.suffix == ".npy" else torch.load(path, weights_only=True)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{path} must hold a tensor; got {type(found).__name__}.")
+    return found
 
 
 def _part(images: str, part: str) -> Tensor:
@@ -101,10 +105,20 @@ def _features(images: str) -> Callable[[Tensor], Tensor]:
 
 def _metric(kind: type[Any]) -> Callable[..., Callable[[Tensor], float]]:
     def make(**settings: Any) -> Callable[[Tensor], float]:
-        read: dict[str, Callable[[str], Any]] = {"reference": data, "features": FEATURES}
-        found: Callable[[Tensor], float] = kind(
-            **{k: read[k](v) if k in read and isinstance(v, str) else v for k, v in settings.items()}
-        )
+        if not (settings.get("features") is None or callable(settings["features"])):
+            settings["features"] = FEATURES(settings["features"])
+        reference = settings["reference"]
+        statistics = isinstance(reference, str) and reference.endswith(".npz")
+        if statistics and not issubclass(kind, FrechetDistance):
+            raise ValueError(
+                f"A {kind.__name__} needs the samples of its reference, of which {reference} holds mean and covariance "
+                "alone. Name data, or take a FrechetDistance."
+            )
+        if statistics:
+            settings["reference"] = read_reference(reference, as_extractor(settings.get("features")))
+        elif not isinstance(reference, Tensor | FeatureStatistics):
+            settings["reference"] = data(reference)
+        found: Callable[[Tensor], float] = kind(**settings)
         return found
 
     make.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sdekit.study import frame
 from sdekit.study.entry import Entry
 from sdekit.study.figure import Cost, draw
-from sdekit.study.findings import Findings, Outcome
+from sdekit.study.findings import Findings
 from sdekit.study.html import page
-from sdekit.study.rows import OK, Row, Rows
+from sdekit.study.outcome import Outcome
+from sdekit.study.rows import OK, DrawRow, Row, Rows
 from sdekit.study.table import markdown
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class Report:
     @cached_property
     def findings(self) -> dict[tuple[str, str], Findings]:
         """What has been found of each model, by its label, by each metric, by its name."""
-        draws = [row for row in self.rows if row["kind"] == "draw"]
-        models = dict.fromkeys(str(row["model"]) for row in draws if row["budget"] is not None)
+        models = dict.fromkeys(str(row["model"]) for row in self._draws if row["budget"] is not None)
         metrics = dict.fromkeys(row["metric"] for row in self.rows if row["kind"] == "value") or {"": None}
         both = {(model, metric): self._outcomes(model, metric) for model in models for metric in metrics}
         return {key: Findings(outcomes) for key, outcomes in both.items() if outcomes}
@@ -92,12 +92,20 @@ class Report:
         """The entry of real data, None if the study has none."""
         return self.of().floor
 
+    @property
+    def fine(self) -> Entry | None:
+        """The entry of the fine solution of the model's flow, None if the study has none."""
+        return self.of().fine
+
     def best(self, budget: int) -> str | None:
         """Return the method with the lowest mean at a budget; None if none has a value for every seed."""
         return self.of().best(budget)
 
     def table(self) -> str:
-        """Return Markdown tables of means and intervals, a row a method, a column a budget, real data last."""
+        """Return Markdown tables of means and intervals, a row a method, a column a budget, real data last.
+
+        If there is a fine solution, a second table tells how much worse each method is.
+        """
         return "\n\n".join(markdown(found, of=self._heading(found)) for found in self.findings.values())
 
     def plot(self, path: str | Path | None = None, cost: Cost = Cost.CALLS) -> Figure:
@@ -150,6 +158,12 @@ class Report:
         path.write_text(text, encoding="utf-8", newline="\n")
         return path
 
+    @cached_property
+    def _draws(self) -> list[DrawRow]:
+        """The draws, in the order of the study, as far as their places are known."""
+        draws = [row for row in self.rows if row["kind"] == "draw"]
+        return sorted(draws, key=lambda row: row.get("place", 0))
+
     def _heading(self, found: Findings) -> str:
         """Return what tells a finding from the others: the metric, and the model where there are several."""
         several = len({model for model, _ in self.findings}) > 1
@@ -161,14 +175,15 @@ class Report:
         for row in self.rows:
             if row["kind"] == "value" and row["metric"] == metric:
                 values.setdefault(row["id"], []).append(row)
-        draws = [row for row in self.rows if row["kind"] == "draw"]
-        ours = [row for row in draws if row["budget"] is not None and str(row["model"]) == model]
+        real = [row for row in self._draws if row["budget"] is None]
+        ours = [row for row in self._draws if row["budget"] is not None and str(row["model"]) == model]
         measured = {row["method"] for row in ours if row["id"] in values}
         measures = {value["measure"] for row in ours for value in values.get(row["id"], ())}
         outcomes: list[Outcome] = []
-        for row in draws:
-            if row["budget"] is None:
-                outcomes += [Outcome(row, v) for v in values.get(row["id"], ()) if v["measure"] in measures]
-            elif row in ours and (row["method"] in measured or row["status"] != OK or not metric):
-                outcomes += [Outcome(row, v) for v in values.get(row["id"], (None,))]
-        return tuple(outcomes) if any(o.draw["budget"] is not None for o in outcomes) else ()
+        for of in real:
+            outcomes += [Outcome(of, v) for v in values.get(of["id"], ()) if v["measure"] in measures]
+            outcomes += [Outcome(of, None)] * (of["status"] != OK)
+        for of in ours:
+            if of["method"] in measured or of["status"] != OK or not metric:
+                outcomes += [Outcome(of, v) for v in values.get(of["id"], (None,))]
+        return tuple(outcomes) if any(not o.real and not o.fine for o in outcomes) else ()

@@ -25,16 +25,28 @@ NOT_FINITE = "not finite"
 REAL = "real data"
 """The floor's place among the methods."""
 
+FINE = "fine solution"
+"""The place among the methods of what they all approximate: the model's flow from the same starts, solved finely."""
 
-class DrawRow(TypedDict):
+
+class _Later(TypedDict, total=False):
+    """What the rows of earlier versions lack."""
+
+    place: int
+    call_seconds: float | None
+
+
+class DrawRow(_Later):
     """How the samples of a cell came about, in JSON types, flat enough for `pandas.read_json(path, lines=True)`.
 
     What was asked: `id`, the fingerprint of all that determines the samples; `model`, its label, and `print`, its
     fingerprint, None for real data; `method`, the label in the table; `sampler`, what it is; `process`; `budget`;
-    `seed`; `samples`, their number; `shape`, of the batch asked for or, for real data, of the held-out set.
+    `seed`; `place`, that of the cell in its study; `samples`, their number; `shape`, of the batch asked for or, for
+    real data, of the held-out set.
     What came out: `status`, "ok" or the error; `where` it arose, and its `traceback`; `nfe`, the network evaluations of
     one sample, counted; `steps`. What it took: `seconds` and `cpu_seconds` for drawing, `fit_seconds` for fitting the
-    sampler to the model before. On what: `device`, `threads`, `python`, `torch`, `sdekit`, `commit`, `date`.
+    sampler to the model before; `call_seconds`, what one bare network evaluation of all samples takes there. On what:
+    `device`, `threads`, `python`, `torch`, `sdekit`, `commit`, `date`.
     """
 
     kind: Literal["draw"]

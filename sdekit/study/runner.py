@@ -3,17 +3,18 @@
 All that is done is in the files, so whoever sees the folder may take part:
 
     study.run(path, workers=2)                                    # processes of this machine, by loky
-    with dask.distributed.Client(address), joblib.parallel_config(backend="dask"):
+    with distributed.Client(address), joblib.parallel_config(backend="dask"):
         study.run(path, workers=100)                              # the workers of a cluster of dask
     ray.util.joblib.register_ray()
     with joblib.parallel_config(backend="ray"):
-        study.run(path, workers=100)                              # of ray
+        study.run(path, workers=100)                              # of ray, which tells of no progress before the end
     executor.map_array(lambda _: study.run(path), range(100))     # jobs of Slurm, by submitit: runners side by side
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pickle
 import platform
@@ -31,7 +32,7 @@ from sdekit.study.bench import Bench, draw_row
 from sdekit.study.cells import Cell, Generated
 from sdekit.study.claims import PAUSE, Claims
 from sdekit.study.planned import Tuned
-from sdekit.study.rows import OK, Row, Rows, key_of
+from sdekit.study.rows import FINE, OK, Row, Rows, key_of
 from sdekit.study.storage import Store
 
 ATTEMPTS = 2
@@ -39,10 +40,12 @@ ATTEMPTS = 2
 
 
 class Task(NamedTuple):
-    """A cell to be measured, and its id."""
+    """A cell to be measured, its id, its rows that told of failures when the run began, and its place in the study."""
 
     id: str
     cell: Cell
+    failed: Mapping[tuple[str, str], Row]
+    place: int
 
 
 class Done(NamedTuple):
@@ -69,8 +72,12 @@ class Runner:
     def tasks(self, cells: Iterable[Cell]) -> list[Task]:
         """Return the cells that lack a row, each once."""
         rows = Rows(self.path).latest()
-        tasks = {id: Task(id, cell) for cell in cells for id in [self.bench.id(cell)]}
-        return [task for task in tasks.values() if not self._settled(task, rows)]
+        failed: dict[str, dict[tuple[str, str], Row]] = collections.defaultdict(dict)
+        for key, row in rows.items():
+            if row["status"] != OK:
+                failed[row["id"]][key] = row
+        found = [Task(id := self.bench.id(cell), cell, failed[id], place) for place, cell in enumerate(cells)]
+        return [task for task in {task.id: task for task in found}.values() if not self._settled(task, rows)]
 
     def run(self, tasks: Sequence[Task], workers: int) -> Iterator[Cell]:
         """Yield the cells as they are settled; those that another runner is at work on come last, when it has."""
@@ -100,14 +107,18 @@ class Runner:
             else:
                 done = {of for (id, of), row in known.items() if id == task.id and row["status"] == OK}
                 found = self.bench.rows(task.cell, task.id, done, store, self.claims)
+            found = [{**row, "place": task.place} if row["kind"] == "draw" else row for row in found]
             news = [row for row in found if _is_news(row, known)]
             if news:
                 rows.append(*news)
         return Done(task, True)
 
     def _settled(self, task: Task, rows: Mapping[tuple[str, str], Row]) -> bool:
-        keys = [(task.id, ""), *((task.id, measure.print) for measure in self.bench.measures_of(task.cell))]
-        return all(key in rows and rows[key]["status"] == OK for key in keys)
+        """Tell whether every row is there, and ok or a failure since the run began: another runner's, not repeated."""
+        draw = task.id, ""
+        keys = [draw, *((task.id, measure.print) for measure in self.bench.measures_of(task.cell))]
+        found = {key: rows[key] for key in keys if key in rows and rows[key] != task.failed.get(key)}
+        return len(found) == len(keys) or (draw in found and found[draw]["status"] != OK)
 
     def _dead(self, task: Task) -> Row:
         row = draw_row(self.bench, task.cell, task.id)
@@ -121,21 +132,27 @@ class Runner:
         """Yield what becomes of tasks in other processes. Where one dies, what it was at is tried again, alone."""
         packed = _Packed(self)
         left = {task.id: task for task in tasks}
-        batches = [list(tasks)]
+        batches, vain = [list(tasks)], 0
         while batches:
             batch = [task for task in batches.pop(0) if task.id in left]
             try:
                 for done in _joblib(packed, batch, workers):
                     del left[done.task.id]
                     yield done
+                continue
             except Exception as error:
                 if not _is_death(error):
                     raise
-                begun = [task for task in batch if task.id in left and self.claims.left(task.id)]
-                rest = [task for task in batch if task.id in left and task not in begun]
-                if not begun and len(rest) == len(batch):  # it dies before it comes to work
+                rows, untold = Rows(self.path).latest(), [task for task in batch if task.id in left]
+                ended = [task for task in untold if self._settled(task, rows)]  # of a backend that tells all at the end
+                begun = [task for task in untold if task not in ended and self.claims.left(task.id)]
+                vain = 0 if ended or begun or len(untold) < len(batch) else vain + 1
+                if vain == ATTEMPTS:  # it dies before it comes to work
                     raise
-                batches = [*([task] for task in begun), rest, *batches]
+            for task in ended:
+                del left[task.id]
+                yield Done(task, True)
+            batches = [*([task] for task in begun), [task for task in batch if task not in begun], *batches]
 
 
 class _Packed:
@@ -148,7 +165,8 @@ class _Packed:
         except ImportError as error:
             raise ImportError('workers > 1 needs joblib: pip install "sdekit[study]"') from error
         self.run, self.home = runner.claims.run, (platform.node(), os.getpid())
-        self.content: bytes = cloudpickle.dumps(runner)
+        claims = dataclasses.replace(runner.claims, folder=runner.claims.folder.absolute())
+        self.content: bytes = cloudpickle.dumps(dataclasses.replace(runner, path=runner.path.absolute(), claims=claims))
 
     def settle(self, task: Task) -> Done:
         """Settle a task, by one thread."""
@@ -180,6 +198,7 @@ def _joblib(packed: _Packed, tasks: Sequence[Task], workers: int) -> Iterator[Do
                 return
             yield delayed(packed.settle)(task)
 
+    workers = max(2, min(workers, len(tasks)))  # never 1, which is this process
     settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "pre_dispatch": workers}
     try:
         parallel = Parallel(return_as="generator_unordered", **settings)
@@ -195,21 +214,30 @@ def _joblib(packed: _Packed, tasks: Sequence[Task], workers: int) -> Iterator[Do
         raise
 
 
+_DEATHS = {
+    *("distributed.KilledWorker", "ray.RayActorError", "ray.WorkerCrashedError"),
+    *("ray.NodeDiedError", "ray.OutOfMemoryError"),
+}
+
+
 def _is_death(error: Exception) -> bool:
     """Tell whether an error says that a worker has died, in the words of loky, dask or ray."""
-    return isinstance(error, BrokenExecutor) or type(error).__name__ in ("KilledWorker", "WorkerCrashedError")
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return isinstance(error, BrokenExecutor) or not names.isdisjoint(_DEATHS)
 
 
 def _urgency(tasks: Sequence[Task]) -> Callable[[Task], int]:
-    """Return the order for several workers: of cells that share a fitted plan, the first before and the rest after all
-    others, so that none waits for the fit.
+    """Return the order for several workers: fine solutions, which all others need, and the first of the cells that
+    share a fitted plan before all others, the rest of these after, so that none waits.
     """
     first: dict[Any, str] = {}
-    for id, cell in tasks:
+    for id, cell, *_ in tasks:
         if isinstance(cell, Generated) and isinstance(cell.contender, Tuned):
             first.setdefault((cell.contender, cell.budget, cell.model), id)
 
     def place(task: Task) -> int:
+        if task.cell.method == FINE:
+            return -1
         if not isinstance(task.cell.contender, Tuned):
             return 1
         return 0 if task.id in first.values() else 2

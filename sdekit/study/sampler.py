@@ -18,7 +18,7 @@ from sdekit.noise import BrownianPath, Keyed, Noise
 from sdekit.prediction import Mixture, Model, Prediction, Velocity
 from sdekit.process import Process
 from sdekit.sample import solve, start
-from sdekit.study.contender import Drawn
+from sdekit.study.contender import BudgetError, Drawn
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Sampler(Value):
         """Return the sampler with the largest number of steps that costs at most `budget` network calls.
 
         Raises:
-            ValueError: one step costs more than the budget, or the grid's number of steps cannot be chosen.
+            BudgetError: one step costs more than the budget.
+            ValueError: the grid's number of steps cannot be chosen.
         """
 
         def with_steps(steps: int) -> Sampler:
@@ -66,7 +67,7 @@ class Sampler(Value):
         else:
             steps = bisect.bisect_right(counts, budget, key=lambda n: with_steps(n).nfe(model))
         if steps == 0:
-            raise ValueError(
+            raise BudgetError(
                 f"A budget must pay for one step; {self.method.solver} on {self.grid} asks the network "
                 f"{with_steps(1).nfe(model)} times for it, got a budget of {budget}. Raise the budget."
             )

@@ -8,13 +8,13 @@ from html import escape
 from typing import NamedTuple
 
 from sdekit.study.chart import chart
-from sdekit.study.comparison import Place
+from sdekit.study.comparison import Difference, Place
 from sdekit.study.entry import Entry, Goal
 from sdekit.study.figure import Cost
 from sdekit.study.findings import Findings
 from sdekit.study.pareto import Reach
-from sdekit.study.rows import REAL
-from sdekit.study.table import figures, interval, notes_on
+from sdekit.study.rows import FINE, REAL
+from sdekit.study.table import BEHIND, difference, figures, interval, notes_on
 from sdekit.study.words import answers, between, method_notes, p_value
 
 _QUALITIES = (2.0, 1.5, 1.25)  # times what real data gets, or the best entry where there is no real data
@@ -29,17 +29,18 @@ class Cell(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A table's rows, each under its name, and one more at the foot that does not sort."""
+    """A table's rows, each under its name, and more at the foot that do not sort."""
 
     body: Sequence[tuple[str, Sequence[Cell]]]
-    foot: tuple[str, Sequence[Cell]] | None = None
+    foot: Sequence[tuple[str, Sequence[Cell]]] = ()
 
 
 def table(caption: str, header: Sequence[str], rows: Rows) -> str:
     """Return a table that sorts by its headers; the first column names the rows."""
     heads = "".join(f'<th scope="col"><button type="button">{name}</button></th>' for name in header)
     body = "\n".join(_row(name, cells) for name, cells in rows.body)
-    foot = f"<tfoot>{_row(*rows.foot)}</tfoot>" if rows.foot else ""
+    feet = "".join(_row(name, cells) for name, cells in rows.foot)
+    foot = f"<tfoot>{feet}</tfoot>" if feet else ""
     return (
         f'<div class="scroll" role="region" aria-label="{escape(header[0])}s, a table" tabindex="0">'
         f'<table class="sorts"><caption>{caption}</caption>'
@@ -66,6 +67,7 @@ def section(findings: Findings, heading: str, ident: str) -> str:
             _answers(findings),
             _charts(findings, heading),
             _main_table(findings),
+            _behind_table(findings),
             _reach_table(findings),
             _front_table(findings),
             "<h3>Every comparison</h3>",
@@ -101,10 +103,27 @@ def _main_table(findings: Findings) -> str:
     )
     header = ["Method", *(f"NFE {budget}" for budget in findings.budgets)]
     body = [(name, [_value(findings, name, budget) for budget in findings.budgets]) for name in findings.methods]
-    floor = [Cell(_with_reach(findings.floor))] * len(findings.budgets) if findings.floor else []
+    foot = [(name, [Cell(_with_reach(e))] * len(findings.budgets)) for name, e in findings.levels.items()]
     notes = "".join(f"<li>{escape(note)}</li>" for note in notes_on(findings))
     listed = f'<ul class="notes">{notes}</ul>' if notes else ""
-    return table(caption, header, Rows(body, (REAL, floor) if floor else None)) + listed
+    return table(caption, header, Rows(body, foot)) + listed
+
+
+def _behind_table(findings: Findings) -> str:
+    """Return the table of how much worse than the fine solution methods are; "" if there is none."""
+    found = [findings.behind_fine(budget) for budget in findings.budgets]
+    if not any(found):
+        return ""
+    body = [(name, [_gap(gaps.get(name)) for gaps in found]) for name in findings.methods]
+    caption = f"How much worse than the {FINE}: paired difference ± reach of its 95% interval. {BEHIND}"
+    header = ["Method", *(f"NFE {budget}" for budget in findings.budgets)]
+    return f"<h3>What the sampler does to it</h3>{table(caption, header, Rows(body))}"
+
+
+def _gap(gap: Difference | None) -> Cell:
+    if gap is None:
+        return Cell("–")
+    return Cell(_small(difference(gap)), gap.value, "tie" if gap.interval.low <= 0 else "")
 
 
 def _value(findings: Findings, method: str, budget: int) -> Cell:
@@ -122,7 +141,11 @@ def _value(findings: Findings, method: str, budget: int) -> Cell:
 
 
 def _with_reach(entry: Entry) -> str:
-    mean, sign, reach = interval(entry).partition(" ± ")
+    return _small(interval(entry))
+
+
+def _small(text: str) -> str:
+    mean, sign, reach = text.partition(" ± ")
     return f"{mean} <small>± {reach}</small>" if sign else mean
 
 
@@ -189,6 +212,7 @@ def _ranking(findings: Findings, budget: int) -> str:
         "Behind the best",
         "p (Holm)",
         "Seconds",
+        "Of these overhead",
     ]
     ranked = table(
         f"At {budget} evaluations. Equal ranks are ties: rank is one more than the number of methods that beat it.",
@@ -209,7 +233,8 @@ def _placed(place: Place) -> Iterator[Cell]:
         yield Cell(_p(place.behind.p), place.behind.p)
     else:
         yield from (Cell("–", 0), Cell("–", 1))
-    yield Cell("–" if math.isnan(entry.seconds) else f"{entry.seconds:.3g}", entry.seconds)
+    for seconds in (entry.seconds, entry.spent.overhead):
+        yield Cell("–" if math.isnan(seconds) else f"{seconds:.3g}", seconds)
 
 
 def _p(p: float) -> str:

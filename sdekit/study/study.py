@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,17 +14,19 @@ from sdekit.grid import Denoised, Grid, LogSNR
 from sdekit.methods import Method
 from sdekit.plan import Plan
 from sdekit.prediction import Model
+from sdekit.study import checks
 from sdekit.study.agenda import Agenda
 from sdekit.study.bench import Bench
 from sdekit.study.cells import Cell, Generated, Real
 from sdekit.study.claims import Claims
 from sdekit.study.config import read, settings
 from sdekit.study.contender import Contender
+from sdekit.study.flow_error import FlowError
 from sdekit.study.measure import Measure
-from sdekit.study.planned import Planned, Tuned
+from sdekit.study.planned import Planned
 from sdekit.study.reference import Reference
 from sdekit.study.report import Report
-from sdekit.study.rows import REAL, Row, Rows
+from sdekit.study.rows import FINE, Row, Rows
 from sdekit.study.runner import Runner, Task
 from sdekit.study.sampler import Sampler
 
@@ -45,8 +48,9 @@ class Study:
             module is run in evaluation mode, and put back after.
         methods: by their labels: a `Method`, which runs on `grid`; a `Sampler`, which has a grid of its own; a `Plan`;
             or any `Contender`, `Tuned` and `Function` among them.
-        metric: a metric or several: callables from samples, (n, *shape), to a number, lower is better; they may have a
-            `name`. What those with `extractor` and `of` look at is kept, so that new ones need no new samples.
+        metric: a metric or several, also by labels, which then are their names: callables from samples, (n, *shape), to
+            a number, lower is better; they may have a `name`. What those with `extractor` and `of` look at is kept, so
+            that new ones need no new samples.
         shape: the shape of the batch to draw, (n, *shape).
         floor: held-out real samples, (m, *shape), measured like the others: what perfect samples would get. That is
             so at equal n alone. So if m < n, only m samples are drawn; if m > n, each seed takes n of the m by lot.
@@ -55,8 +59,9 @@ class Study:
         grid: the rule of the grid; its number of steps does not matter.
 
     Raises:
-        TypeError: a method, the grid or a metric is not one.
-        ValueError: nothing is asked for, or something twice, or a number or shape that cannot be.
+        TypeError: a model, a method, a metric, the grid, the floor or a label is not one, or numbers no sequence.
+        ValueError: nothing is asked for, or something twice, or a number or shape that cannot be; two metrics have one
+            name.
 
     >>> from sdekit import DDIM, HEUN, Denoiser, Eps, VP
     >>> model = Denoiser(lambda x, t: 0 * x, VP(), predicts=Eps())
@@ -66,7 +71,7 @@ class Study:
 
     model: Model | Reference | Mapping[str, Model | Reference]
     methods: Mapping[str, Method | Plan | Contender]
-    metric: Metric | Sequence[Metric]
+    metric: Metric | Sequence[Metric] | Mapping[str, Metric]
     shape: tuple[int, ...]
     floor: Tensor | None = None
     budgets: tuple[int, ...] = (5, 10, 20, 50)
@@ -74,18 +79,15 @@ class Study:
     grid: Grid = Denoised(LogSNR(1))
 
     def __post_init__(self) -> None:
-        _check_kinds(self)
-        _check_numbers("shape", self.shape, 1)
-        _check_numbers("budgets", self.budgets, 1)
-        _check_numbers("seeds", self.seeds, 0)
-        for name in ("budgets", "seeds"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} must all differ; got {getattr(self, name)}. Leave out the repeated ones.")
-        if self.floor is not None and (len(self.floor) == 0 or tuple(self.floor.shape[1:]) != tuple(self.shape[1:])):
-            raise ValueError(
-                f"The floor must hold real samples of the shape drawn, {self.shape[1:]} each; got a batch of shape "
-                f"{tuple(self.floor.shape)}. Reshape one of the two."
-            )
+        for name, least in (("shape", 1), ("budgets", 1), ("seeds", 0)):
+            object.__setattr__(self, name, checks.whole(name, getattr(self, name), least))
+        checks.distinct("budgets", self.budgets)
+        checks.distinct("seeds", self.seeds)
+        checks.check_methods(self.methods, self.seeds)
+        checks.check_models(self.models)
+        checks.check_metrics(self.metric, self.measures)
+        checks.check_floor(self.floor, self.shape)
+        checks.check_grid(self.grid)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Study:
@@ -109,7 +111,16 @@ class Study:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics."""
-        return tuple(self.metric) if isinstance(self.metric, Sequence) else (self.metric,)
+        return tuple(measure.metric for measure in self.measures)
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics, each with the label that it has been given."""
+        if isinstance(self.metric, Mapping):
+            return tuple(Measure(metric, label) for label, metric in self.metric.items())
+        if isinstance(self.metric, Sequence) and not isinstance(self.metric, str):
+            return tuple(Measure(metric) for metric in self.metric)
+        return (Measure(self.metric),)
 
     @property
     def contenders(self) -> dict[str, Contender]:
@@ -118,15 +129,19 @@ class Study:
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells in the order in which they are run: real data first, then from cheap to dear."""
+        """The cells in the order in which they are run: real data, the fine solution, then from cheap to dear."""
         cells: list[Cell] = []
         if self.floor is not None:  # where all of it is taken, all seeds are one
             seeds = self.seeds[: None if self.n < len(self.floor) else 1]
             cells += [Real(tuple(self.floor.shape), seed) for seed in seeds]
+        flows = [metric for metric in self.metrics if isinstance(metric, FlowError)]
+        finest = max(flows, key=lambda flow: flow.budget, default=None)
         for model in self.models:
+            if finest is not None:
+                cells += [Generated(FINE, finest.fine, finest.budget, seed, self.shape, model) for seed in self.seeds]
             for budget in sorted(self.budgets):
                 for name, contender in self.contenders.items():
-                    cells += [Generated(name, contender, budget, seed, tuple(self.shape), model) for seed in self.seeds]
+                    cells += [Generated(name, contender, budget, seed, self.shape, model) for seed in self.seeds]
         return cells
 
     def plan(self, path: str | Path, batch: int = 256) -> Agenda:
@@ -166,22 +181,39 @@ class Study:
             ImportError: there are several workers, and joblib is missing.
             StorageError: the file, or one beside it, cannot be written.
         """
-        _check_numbers("workers", (workers,), 1)
+        checks.whole("workers", (workers,), 1)
         runner = self._runner(path, batch)
+        cells = self._known(runner)
         Rows(runner.path).mend()
-        for _ in progress(Running(runner, runner.tasks(self.cells), workers)):
+        for _ in progress(Running(runner, runner.tasks([cell for _, cell in cells]), workers)):
             pass
-        return Report(tuple(self._rows(runner)), runner.path)
+        return Report(tuple(self._rows(runner, cells)), runner.path)
+
+    def report(self, path: str | Path) -> Report:
+        """Report on the cells of this study that are in a file, in the order of the study and with its labels.
+
+        Args:
+            path: as for `run`; other rows in it, such as those of what a label meant before, have no part.
+
+        Raises:
+            ValueError: there is nothing to report.
+        """
+        runner = self._runner(path, batch=1)
+        return Report(tuple(self._rows(runner, self._known(runner))), runner.path)
 
     def _runner(self, path: str | Path, batch: int) -> Runner:
-        _check_numbers("batch", (batch,), 1)
-        bench = Bench(self.models, tuple(Measure(metric) for metric in self.metrics), self.floor, self.n, batch)
+        checks.whole("batch", (batch,), 1)
+        bench = Bench(self.models, self.measures, self.floor, self.n, batch)
         path = Path(path)
         return Runner(bench, path, Claims(path.with_name(f"{path.name}.claims")))
 
-    def _rows(self, runner: Runner) -> Iterator[Row]:
+    def _known(self, runner: Runner) -> list[tuple[str, Cell]]:
+        """Return the cells with their ids, which are those before anything has run, whatever that changes."""
+        return [(runner.bench.id(cell), cell) for cell in self.cells]
+
+    def _rows(self, runner: Runner, cells: Sequence[tuple[str, Cell]]) -> Iterator[Row]:
         """Yield the rows of this study in the order of its cells, with its labels."""
-        known, cells = Rows(runner.path).latest(), [(runner.bench.id(cell), cell) for cell in self.cells]
+        known = Rows(runner.path).latest()
         for id, cell in cells:
             row = known.get((id, ""))
             if row is not None and row["kind"] == "draw":
@@ -223,29 +255,3 @@ def _contender(method: Any, grid: Grid) -> Contender:
         return Planned((method,))
     contender: Contender = method
     return contender
-
-
-def _check_kinds(study: Study) -> None:
-    if not study.methods:
-        raise ValueError("A study needs at least one method; got none. Pass {'DDIM': DDIM}, say.")
-    for name, method in study.methods.items():
-        if not isinstance(method, Method | Plan | Contender):
-            raise TypeError(
-                f"A method must be a Method, a Plan, or a contender such as Sampler; {name!r} is {method!r}. "
-                "Pass DDIM, Sampler(DDIM, Uniform(1)), or Function(solver), say."
-            )
-        if isinstance(method, Tuned) and method.seed in study.seeds:
-            raise ValueError(f"A plan must not be fitted on a seed that it is measured on; {name!r} has {method.seed}.")
-    if REAL in study.methods:
-        raise ValueError(f"A method must not be called {REAL!r}, which names the floor; give it another label.")
-    if not study.models:
-        raise ValueError("A study needs at least one model; got none.")
-    if not isinstance(study.grid, Grid):
-        raise TypeError(f"grid must be a Grid; got {study.grid!r}. Pass Denoised(LogSNR(1)), say.")
-    if not study.metrics or not all(callable(metric) for metric in study.metrics):
-        raise TypeError(f"metric must be a callable from samples to a number, or several; got {study.metric!r}.")
-
-
-def _check_numbers(name: str, values: tuple[int, ...], least: int) -> None:
-    if not values or not all(isinstance(v, int) and v >= least for v in values):
-        raise ValueError(f"{name} must hold whole numbers of at least {least}, one or more; got {values!r}.")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from sdekit.study.comparison import Difference
 from sdekit.study.entry import LEVEL, Entry
 from sdekit.study.findings import Findings
-from sdekit.study.rows import REAL
+from sdekit.study.rows import FINE, REAL
+
+BEHIND = (
+    "Model and starts are the same, so it is the sampler's own doing. Bold: not told from it, or better; better is no "
+    "merit, but an error that happens to help."
+)
+"""How a table of how far methods are behind the fine solution is read."""
 
 
 def markdown(findings: Findings, of: str) -> str:
     """Return the table of a report under a caption that begins with what it is `of`; notes below."""
     header = ["", *(f"NFE {budget}" for budget in findings.budgets)]
     body = [[method, *(_field(findings, method, budget) for budget in findings.budgets)] for method in findings.methods]
-    if findings.floor:
-        body.append([REAL, *[interval(findings.floor)] * len(findings.budgets)])
+    body += [[name, *[interval(entry)] * len(findings.budgets)] for name, entry in findings.levels.items()]
     notes = [f"- {note}" for note in notes_on(findings)]
     return "\n".join(
         [
@@ -24,8 +31,31 @@ def markdown(findings: Findings, of: str) -> str:
             *_aligned(header, body),
             *([""] if notes else []),
             *notes,
+            *_behind(findings, of),
         ]
     )
+
+
+def _behind(findings: Findings, of: str) -> Iterator[str]:
+    """Yield the lines of the table of how much worse than the fine solution methods are, none if there is none."""
+    found = [findings.behind_fine(budget) for budget in findings.budgets]
+    if not any(found):
+        return
+    yield from ("", f"**{of}**, how much worse than the {FINE}: paired, ± 95% interval. {BEHIND}", "")
+    header = ["", *(f"NFE {budget}" for budget in findings.budgets)]
+    yield from _aligned(header, [[name, *(_gap(gaps.get(name)) for gaps in found)] for name in findings.methods])
+
+
+def _gap(gap: Difference | None) -> str:
+    if gap is None:
+        return "–"
+    return f"**{difference(gap)}**" if gap.interval.low <= 0 else difference(gap)
+
+
+def difference(gap: Difference) -> str:
+    """Return a difference with the reach of its 95% interval."""
+    mean = gap.interval
+    return figures(mean.value, mean.high - mean.value)
 
 
 def interval(entry: Entry) -> str:
@@ -75,6 +105,10 @@ def notes_on(findings: Findings) -> Iterator[str]:
     if findings.floor:
         lot = f"; of the {held_out} held out, each seed takes {n} by lot" if held_out > n else ""
         yield f"{REAL}: held out, against the same reference, at the same n = {n}{lot}."
+    if findings.fine:
+        yield f"{FINE}: of the same network's flow from the same starts, by {findings.fine.nfe} network calls."
+    for method in dict.fromkeys(row["method"] for row in drawn if clips(row["sampler"])):
+        yield f"{method} clips or thresholds its samples, as it was asked to; no other does."
     if asked > n:
         yield f"Every value is of {n} samples, as many as are held out, not of the {asked} asked for."
     for (method, budget), entry in entries.items():
@@ -82,8 +116,19 @@ def notes_on(findings: Findings) -> Iterator[str]:
             yield f"{method} at NFE {budget}: {error}"
 
 
+def clips(sampler: Any) -> bool:
+    """Tell whether a sampler, as its row describes it, has been asked to clip or to threshold what it draws."""
+    if isinstance(sampler, Mapping):
+        return any(clips(part) for part in sampler.values())
+    if isinstance(sampler, Sequence) and not isinstance(sampler, str):
+        asked = len(sampler) == 2 and sampler[0] in ("clip_sample", "thresholding") and bool(sampler[1])
+        return asked or any(map(clips, sampler))
+    return False
+
+
 def _aligned(header: list[str], body: list[list[str]]) -> Iterator[str]:
     """Yield the lines of a table, columns of one width, the first one flush left."""
+    header, *body = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (header, *body)]
     widths = [max(3, *(len(cell) for cell in column)) for column in zip(header, *body, strict=True)]
     rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     for cells in (header, rules, *body):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sdekit.study.comparison import Place
+from sdekit.study.comparison import Difference, Place
 from sdekit.study.entry import Entry, Goal
 from sdekit.study.findings import Findings
-from sdekit.study.rows import REAL
+from sdekit.study.rows import FINE, REAL
 from sdekit.study.scores import Mean
 from sdekit.study.table import figures, interval
 
@@ -53,6 +53,8 @@ def _answer(findings: Findings, budget: int) -> Answer:
         parts.append("There is nothing to compare it with.")
     if findings.floor:
         parts.append(_floor(best.entry, findings.floor, findings.goal))
+    if gaps := findings.behind_fine(budget):
+        parts.append(_fine(gaps))
     return Answer(budget, best.method, interval(best.entry), " ".join(parts) + ends)
 
 
@@ -84,6 +86,16 @@ def _floor(best: Entry, floor: Entry, goal: Goal) -> str:
         return f"Its interval overlaps that of {REAL}, {interval(floor)}."
     ratio = ours.value / real.value if real.value > 0 and goal is Goal.LOW else 0.0
     return f"{REAL.capitalize()} gets {interval(floor)}" + (f", {ratio:.3g} times less." if ratio > 1 else ".")
+
+
+def _fine(gaps: Mapping[str, Difference]) -> str:
+    """Say which methods have reached the fine solution."""
+    there = [method for method, gap in gaps.items() if gap.interval.low <= 0]
+    if not there:
+        return f"Every method is worse than the {FINE}."
+    if len(there) == len(gaps) > 1:
+        return f"No method can be told to be worse than the {FINE}."
+    return f"As good as the {FINE}, so far as can be told: {', '.join(there)}."
 
 
 def p_value(p: float) -> str:

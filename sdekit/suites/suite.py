@@ -11,8 +11,8 @@ from typing import Any
 from sdekit._value import suggest
 from sdekit.metrics.features import OnFeatures
 from sdekit.study import Agenda, Report, Study, read_study
-from sdekit.study.blocks import resample
-from sdekit.study.rows import OK
+from sdekit.study.blocks import add_blocks
+from sdekit.study.rows import OK, key_of
 from sdekit.suites.studies import analytic, digits, mnist, patches
 
 Progress = Callable[..., Iterable[Any]]
@@ -32,7 +32,7 @@ class Suite:
     name: str
     make: Callable[[], Sequence[Study]]
     about: str
-    batch: int = 500
+    batch: int = 512
 
     @cached_property
     def studies(self) -> tuple[Study, ...]:
@@ -48,17 +48,22 @@ class Suite:
         """Run what is left of the studies, and then measure by blocks, so that three seeds decide.
 
         Args:
-            path: the file of the rows.
+            path: the file of the rows; those that are not of these studies stay as they are, and out of the report.
             workers: the number of processes.
             progress: takes what is to be done, of known number, and yields it as it is done, as `tqdm.tqdm` does.
         """
         for study in self.studies:
-            study.run(path, self.batch, progress, workers)
-            values = [row for row in Report.read(path).rows if row["kind"] == "value"]
-            known = {row["metric"] for row in values if row["status"] == OK}
+            report = study.run(path, self.batch, progress, workers)
+            known = {row["metric"] for row in report.rows if row["kind"] == "value" and row["status"] == OK}
             again = [m for m in study.metrics if isinstance(m, OnFeatures) and m.name in known]
-            resample(path, *again, progress=progress)
-        return Report.read(path)
+            add_blocks(path, *again, progress=progress)
+        return self.report(path)
+
+    def report(self, path: str | Path) -> Report:
+        """Report on the cells of the studies that are in a file, in the order of the studies."""
+        rows = [row for study in self.studies for row in study.report(path).rows]
+        each = {(key_of(row), row.get("model"), row.get("method")): row for row in rows}  # studies may share cells
+        return Report(tuple(each.values()), Path(path))
 
 
 SUITES: dict[str, Suite] = {
@@ -74,7 +79,7 @@ SUITES: dict[str, Suite] = {
 
 
 def find(name: str) -> Suite:
-    """Return the suite of that name, or of the one study in a YAML file.
+    """Return the suite of that name, or of the one study in a YAML file, by whose name it is called.
 
     Raises:
         ValueError: there is none such, or the file does not describe a study.
