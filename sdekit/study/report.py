@@ -160,9 +160,10 @@ class Report:
 
     @cached_property
     def _draws(self) -> list[DrawRow]:
-        """The draws, in the order of the study, as far as their places are known."""
+        """The draws, model by model, those of each in the order of the study, as far as their places are known."""
         draws = [row for row in self.rows if row["kind"] == "draw"]
-        return sorted(draws, key=lambda row: row.get("place", 0))
+        models = list(dict.fromkeys(row["model"] for row in draws))
+        return sorted(draws, key=lambda row: (models.index(row["model"]), row.get("place", 0)))
 
     def _heading(self, found: Findings) -> str:
         """Return what tells a finding from the others: the metric, and the model where there are several."""
@@ -170,13 +171,17 @@ class Report:
         return f"{found.model}: {found.metric}" if several else found.metric
 
     def _outcomes(self, model: str, metric: str) -> tuple[Outcome, ...]:
-        """Return the outcomes of a model by a metric, and those of real data by the same measure; none without one."""
+        """Return the outcomes of a model by a metric; none without one of a method.
+
+        Those of real data are among them, if by the same measure and of the same number of samples.
+        """
         values: dict[str, list[Mapping[str, Any]]] = {}
         for row in self.rows:
             if row["kind"] == "value" and row["metric"] == metric:
                 values.setdefault(row["id"], []).append(row)
-        real = [row for row in self._draws if row["budget"] is None]
         ours = [row for row in self._draws if row["budget"] is not None and str(row["model"]) == model]
+        samples = {row["samples"] for row in ours}
+        real = [row for row in self._draws if row["budget"] is None and row["samples"] in samples]
         measured = {row["method"] for row in ours if row["id"] in values}
         measures = {value["measure"] for row in ours for value in values.get(row["id"], ())}
         outcomes: list[Outcome] = []

@@ -65,14 +65,15 @@ def interval(entry: Entry) -> str:
 
 
 def figures(mean: float, reach: float) -> str:
-    """Return "mean ± reach" with three figures of the mean, and up to two more where the reach is too small to show.
+    """Return "mean ± reach" with three figures of the larger, and up to two more where the reach is too small to show.
 
-    >>> figures(0.123456, 0.0123), figures(1234.5, math.nan), figures(1.5e-7, 2e-10)
-    ('0.123 ± 0.012', '1234', '(1.500 ± 0.002)e-07')
+    >>> figures(0.123456, 0.0123), figures(1234.5, math.nan), figures(1.5e-7, 2e-10), figures(-3e-4, 0.0659)
+    ('0.123 ± 0.012', '1234', '(1.500 ± 0.002)e-07', '-0.0003 ± 0.0659')
     """
     if math.isnan(mean):
         return "–"
-    exponent = math.floor(math.log10(abs(mean))) if mean else 0
+    size = abs(mean) if math.isnan(reach) else max(abs(mean), reach)
+    exponent = math.floor(math.log10(size)) if size else 0
     if not -4 < exponent < 6:
         inner = figures(mean / 10.0**exponent, reach / 10.0**exponent)
         return f"({inner})e{exponent:+03d}" if "±" in inner else f"{inner}e{exponent:+03d}"
