@@ -112,9 +112,12 @@ def notes_on(findings: Findings) -> Iterator[str]:
         yield f"{method} clips or thresholds its samples, as it was asked to; no other does."
     if asked > n:
         yield f"Every value is of {n} samples, as many as are held out, not of the {asked} asked for."
+    failed: dict[tuple[str, str], dict[int, str]] = {}
     for (method, budget), entry in entries.items():
         for error in dict.fromkeys(entry.errors):
-            yield f"{method} at NFE {budget}: {error}"
+            failed.setdefault((method, error.partition(":")[0]), {}).setdefault(budget, error)
+    for (method, _), errors in failed.items():
+        yield f"{method} at NFE {', '.join(map(str, errors))}: {next(iter(errors.values()))}"
 
 
 def clips(sampler: Any) -> bool:
