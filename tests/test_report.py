@@ -484,3 +484,13 @@ def test_overhead_is_the_time_beyond_bare_calls() -> None:
     assert record["overhead"] == pytest.approx(3.0 - 5 * 0.4)
     assert (record["seconds"], record["cpu_seconds"], record["fit_seconds"]) == (3.0, 2.5, 7.0)
     assert Report(tuple(cell("DDIM", 5, (0.5, 0.6)))).records[0]["overhead"] is None
+
+
+def test_a_model_that_was_never_measured_by_a_metric_has_no_table_of_it() -> None:
+    """Though it has a cell that failed, which says why under every metric of its own."""
+    other = [row | ({"model": "other", "print": "cafe"} if row["kind"] == "draw" else {"metric": "KID", "measure": "k"})
+             for row in cell("Heun", 9, (0.5, 0.6))]  # fmt: skip
+    failed = draw("Euler", 9, status="ValueError: no", model="other", print="cafe")
+    report = Report((*ROWS, *other, failed))
+    assert list(report.findings) == [("net", "FD"), ("other", "KID")]
+    assert report.of("other", "KID").entries["Euler", 9].errors[0] == "ValueError: no"

@@ -159,6 +159,11 @@ class Report:
         return path
 
     @cached_property
+    def _valued(self) -> set[str]:
+        """The cells that have been measured by anything."""
+        return {row["id"] for row in self.rows if row["kind"] == "value"}
+
+    @cached_property
     def _draws(self) -> list[DrawRow]:
         """The draws, model by model, those of each in the order of the study, as far as their places are known."""
         draws = [row for row in self.rows if row["kind"] == "draw"]
@@ -183,6 +188,8 @@ class Report:
         samples = {row["samples"] for row in ours}
         real = [row for row in self._draws if row["budget"] is None and row["samples"] in samples]
         measured = {row["method"] for row in ours if row["id"] in values}
+        if not measured and any(row["id"] in self._valued for row in ours):
+            return ()  # the model was measured, but never by this
         measures = {value["measure"] for row in ours for value in values.get(row["id"], ())}
         outcomes: list[Outcome] = []
         for of in real:
