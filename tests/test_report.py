@@ -494,3 +494,13 @@ def test_a_model_that_was_never_measured_by_a_metric_has_no_table_of_it() -> Non
     report = Report((*ROWS, *other, failed))
     assert list(report.findings) == [("net", "FD"), ("other", "KID")]
     assert report.of("other", "KID").entries["Euler", 9].errors[0] == "ValueError: no"
+
+
+def test_a_model_that_could_not_be_loaded_at_first_is_one_model() -> None:
+    """Its failed rows know no fingerprint; those of what has been run since take their place."""
+    first = [draw("DDIM", 5, seed, print=None, id=f"x{seed}", status="OSError: gone") for seed in (0, 1)]
+    first += [draw("Heun", 5, seed, print=None, id=f"y{seed}", status="OSError: gone") for seed in (0, 1)]
+    report = Report((*first, *cell("DDIM", 5, (0.5, 0.6))))
+    assert report.entries["DDIM", 5].values == (0.5, 0.6)
+    assert report.entries["DDIM", 5].complete
+    assert report.entries["Heun", 5].errors == ("OSError: gone", "OSError: gone")

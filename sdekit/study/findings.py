@@ -45,7 +45,7 @@ class Findings:
             ("measure", valued, "measure"),
             ("samples", drawn, "samples"),
         ):
-            kinds = sorted({str(row[key]) for row in rows})
+            kinds = sorted({str(row[key]) for row in rows if row[key] is not None})  # a model may not have loaded
             if len(kinds) > 1:
                 name = "" if key in (what, "measure") else f" (its {key})"
                 raise ValueError(

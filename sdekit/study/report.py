@@ -167,6 +167,12 @@ class Report:
     def _draws(self) -> list[DrawRow]:
         """The draws, model by model, those of each in the order of the study, as far as their places are known."""
         draws = [row for row in self.rows if row["kind"] == "draw"]
+        found = {(row["model"], row["method"], row["budget"], row["seed"]) for row in draws if row["print"]}
+        draws = [
+            row
+            for row in draws
+            if row["print"] or (row["model"], row["method"], row["budget"], row["seed"]) not in found
+        ]  # what could not be loaded at first has been since
         models = list(dict.fromkeys(row["model"] for row in draws))
         return sorted(draws, key=lambda row: (models.index(row["model"]), row.get("place", 0)))
 

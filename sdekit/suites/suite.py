@@ -55,8 +55,8 @@ class Suite:
         for study in self.studies:
             report = study.run(path, self.batch, progress, workers)
             known = {row["metric"] for row in report.rows if row["kind"] == "value" and row["status"] == OK}
-            again = [m for m in study.metrics if isinstance(m, OnFeatures) and m.name in known]
-            add_blocks(path, *again, progress=progress)
+            again = [m for m in study.measures if isinstance(m.metric, OnFeatures) and m.name in known]
+            add_blocks(path, *(measure.metric for measure in again), progress=progress)
         return self.report(path)
 
     def report(self, path: str | Path) -> Report:
