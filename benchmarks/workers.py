@@ -54,9 +54,7 @@ def main() -> None:
             raise AssertionError("Two processes must find what one does; they did not.")
         ratios.append(one / two)
         lines.append(f"| {one:.1f} s | {two:.1f} s | {ratios[-1]:.2f} |")
-    lines.append(
-        f"\nMedian {statistics.median(ratios):.2f}; {len(given.cells)} cells, one thread a process."
-    )
+    lines.append(f"\nMedian {statistics.median(ratios):.2f}; {len(given.cells)} cells, one thread a process.")
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines), file=sys.stdout)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from strategies import normal
 from torch import Tensor
 
 from sdekit import VP, Angular, Dequantization, Exact, FixedGrid, Gaussian, GaussianMixture, Hutchinson, log_likelihood
 from sdekit.study.scores import Mean, Scores
 from sdekit.study.scoring import Scoring
-from tests.strategies import normal
 
 LEVELS = Dequantization(9)
 MEANS = torch.tensor([[-0.5, 0.2, 0.0], [0.4, -0.3, 0.6]], dtype=torch.float64)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from exact import PROCESSES, Mixture, name, normal, ring
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from strategies import every_process, number
 from torch import Tensor, nn
 
 from sdekit import (
@@ -53,8 +55,6 @@ from sdekit.plan.fit import Leaves, Loss, Probe, by_stages, descend, probe, resi
 from sdekit.plan.grids import by_law, equidistributed, shortest
 from sdekit.plan.tune import Tuned, members, tune
 from sdekit.solvers import DATA, IPNDM, NOISE, STRAIGHT, ExponentialRK, Heun, InLam, Multistep, Ramp
-from tests.exact import PROCESSES, Mixture, name, normal, ring
-from tests.strategies import every_process, number
 
 FLOW = ProbabilityFlow()
 

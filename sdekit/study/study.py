@@ -14,10 +14,10 @@ from sdekit.grid import Denoised, Grid, LogSNR
 from sdekit.methods import Method
 from sdekit.plan import Plan
 from sdekit.prediction import Model
-from sdekit.study import checks
 from sdekit.study.agenda import Agenda
 from sdekit.study.bench import Bench
 from sdekit.study.cells import Cell, Generated, Real
+from sdekit.study.checks import check_floor, check_grid, check_methods, check_metrics, check_models, distinct, whole
 from sdekit.study.claims import Claims
 from sdekit.study.config import read, settings
 from sdekit.study.contender import Contender
@@ -80,14 +80,14 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, least in (("shape", 1), ("budgets", 1), ("seeds", 0)):
-            object.__setattr__(self, name, checks.whole(name, getattr(self, name), least))
-        checks.distinct("budgets", self.budgets)
-        checks.distinct("seeds", self.seeds)
-        checks.check_methods(self.methods, self.seeds)
-        checks.check_models(self.models)
-        checks.check_metrics(self.metric, self.measures)
-        checks.check_floor(self.floor, self.shape)
-        checks.check_grid(self.grid)
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        distinct("budgets", self.budgets)
+        distinct("seeds", self.seeds)
+        check_methods(self.methods, self.seeds)
+        check_models(self.models)
+        check_metrics(self.metric, self.measures)
+        check_floor(self.floor, self.shape)
+        check_grid(self.grid)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Study:
@@ -181,7 +181,7 @@ class Study:
             ImportError: there are several workers, and joblib is missing.
             StorageError: the file, or one beside it, cannot be written.
         """
-        checks.whole("workers", (workers,), 1)
+        whole("workers", (workers,), 1)
         runner = self._runner(path, batch)
         cells = self._known(runner)
         Rows(runner.path).mend()
@@ -202,7 +202,7 @@ class Study:
         return Report(tuple(self._rows(runner, self._known(runner))), runner.path)
 
     def _runner(self, path: str | Path, batch: int) -> Runner:
-        checks.whole("batch", (batch,), 1)
+        whole("batch", (batch,), 1)
         bench = Bench(self.models, self.measures, self.floor, self.n, batch)
         path = Path(path)
         return Runner(bench, path, Claims(path.with_name(f"{path.name}.claims")))
