@@ -87,6 +87,18 @@ TARGETS: SearchStrategy[Target] = st.one_of(
 VIEWS = (X0(), Eps(), Score(), V(), Velocity(), Preconditioned(0.7))
 
 
+def drawn_process(law: Callable[..., None]) -> Callable[..., None]:
+    """Hold law(process, draw) to processes of every kind, but the one whose integrals take seconds."""
+    kinds = st.sampled_from([kind for kind in KINDS if kind != "FromDrift"])
+
+    @given(data=st.data())
+    def test(data: Any) -> None:
+        law(data.draw(kinds.flatmap(KINDS.__getitem__), label="process"), data.draw)
+
+    test.__name__, test.__doc__ = law.__name__, law.__doc__
+    return test
+
+
 def every_process(law: Callable[..., None]) -> Callable[..., None]:
     """Hold law(process, draw) to every kind of process, with its share of the examples; `draw` draws the rest."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import KINDS, TABLES, TARGETS, VIEWS, Exact, agree, column, normal, number, shapes, times
+from strategies import TABLES, TARGETS, VIEWS, Exact, agree, column, drawn_process, normal, number, shapes, times
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -58,18 +58,6 @@ LEVEL_LAWS = st.one_of(
 )
 TABLE = Discrete.linear(9, 1e-3, 0.3)
 DOUBLE = torch.float64
-
-
-def drawn_process(law):
-    """Hold law(process, draw) to processes of every kind, but the one whose integrals take seconds."""
-    kinds = st.sampled_from([kind for kind in KINDS if kind != "FromDrift"])
-
-    @given(data=st.data())
-    def test(data):
-        law(data.draw(kinds.flatmap(KINDS.__getitem__), label="process"), data.draw)
-
-    test.__name__, test.__doc__ = law.__name__, law.__doc__
-    return test
 
 
 class Bent(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
-from strategies import KINDS, TARGETS, VIEWS, Exact, agree, column, normal, number, shapes, times
+from strategies import TARGETS, VIEWS, Exact, agree, column, drawn_process, normal, number, shapes, times
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -80,18 +80,6 @@ class Tiny(nn.Module):
         if self.training:
             self.calls += 1
         return self.outward(self.dropout(torch.tanh(h)))
-
-
-def drawn_process(law):
-    """Hold law(process, draw) to processes of every kind, but the one whose integrals take seconds."""
-    kinds = st.sampled_from([kind for kind in KINDS if kind != "FromDrift"])
-
-    @given(data=st.data())
-    def test(data):
-        law(data.draw(kinds.flatmap(KINDS.__getitem__), label="process"), data.draw)
-
-    test.__name__, test.__doc__ = law.__name__, law.__doc__
-    return test
 
 
 def answering(process, predicts):

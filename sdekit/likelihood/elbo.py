@@ -109,7 +109,8 @@ class LogSNRLaw(Value):
         first, rise, rest = heights[k], heights[k + 1] - heights[k], mass - below[k]
         # rest = first u + rise u^2 / 2 within the piece, solved without cancellation
         root = (first**2 + 2 * rise * rest).clamp(min=0).sqrt()
-        u = (2 * rest / (first + root)).clamp(0, 1)
+        u = 2 * rest / (first + root)
+        u = u + (u.clamp(0, 1) - u).detach()  # rounding may leave the piece; it has no part in the slope
         width = (hi - lo) / len(masses)
         return lo + width * (k + u), width * total / (first + rise * u)
 

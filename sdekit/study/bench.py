@@ -21,7 +21,7 @@ from sdekit.study.cells import Cell, Generated, Real
 from sdekit.study.claims import Claims
 from sdekit.study.commit import commit
 from sdekit.study.contender import Drawn, described_by
-from sdekit.study.failure import Failure, LoadError
+from sdekit.study.failure import Failure, KnownError
 from sdekit.study.flow_error import FlowError
 from sdekit.study.measure import Measure
 from sdekit.study.planned import Planned, Tuned, once
@@ -59,11 +59,11 @@ class Bench:
         """Return the model of a label.
 
         Raises:
-            LoadError: it cannot be loaded.
+            KnownError: it cannot be loaded.
         """
         found = self.loaded[label]
         if isinstance(found, Failure):
-            raise LoadError(found)
+            raise KnownError(found)
         return found
 
     @cached_property

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class LoadError(Exception):
-    """A model cannot be loaded, which the rows of all of its cells tell."""
+class KnownError(Exception):
+    """What has failed once in a run, for a reason that the rows of all its cells tell: it is not tried again."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.status)
@@ -26,10 +26,9 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return what is to be said of an error; one that has a `failure` tells of that."""
-        known = getattr(error, "failure", None)
-        if isinstance(known, Failure):
-            return known
+        """Return what is to be said of an error."""
+        if isinstance(error, KnownError):
+            return error.failure
         told = traceback.TracebackException.from_exception(error)
         one: traceback.TracebackException | None = told
         while one is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv as csv_format
+import csv
 import io
 import math
 from collections.abc import Sequence
@@ -93,16 +93,16 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def csv(rows: Sequence[dict[str, Any]]) -> str:
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Return records as CSV, with a header; what is not known is empty."""
     text = io.StringIO()
-    writer = csv_format.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def dataframe(rows: Sequence[dict[str, Any]]) -> DataFrame:
+def as_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     """Return records as a pandas DataFrame.
 
     Raises:
@@ -117,13 +117,13 @@ def dataframe(rows: Sequence[dict[str, Any]]) -> DataFrame:
     return pandas.DataFrame.from_records(list(rows), columns=list(COLUMNS)).astype({**whole, **real})
 
 
-def parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write records to a parquet file.
 
     Raises:
         ImportError: pandas or pyarrow is missing.
     """
-    frame = dataframe(rows)
+    frame = as_frame(rows)
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:

@@ -23,7 +23,7 @@ from sdekit.process import Process
 from sdekit.sample import start
 from sdekit.study.claims import Claims
 from sdekit.study.contender import BudgetError, Drawn
-from sdekit.study.failure import Failure
+from sdekit.study.failure import Failure, KnownError
 from sdekit.study.sampler import Sampler, driving
 from sdekit.study.storage import Store
 
@@ -141,14 +141,6 @@ class _Dear:
         return self.model(x, t)
 
 
-class FitError(Exception):
-    """There is no fitted plan, for all seeds of a run for one reason, which the rows of each tell."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.status)
-        self.failure = failure
-
-
 def once(key: str, fit: Callable[[], Planned], store: Store, claims: Claims) -> tuple[Planned, float]:
     """Return a fitted plan and the seconds that the fit took: from the store, or made now and stored.
 
@@ -159,13 +151,13 @@ def once(key: str, fit: Callable[[], Planned], store: Store, claims: Claims) -> 
         claims: of the run, which tries a fit that fails no second time.
 
     Raises:
-        FitError: the fit has failed, now or before in this run.
+        KnownError: the fit has failed, now or before in this run.
     """
 
     def find() -> tuple[Planned, float] | None:
         stored = store.plan(key) or {}
         if stored.get("run") == claims.run:
-            raise FitError(Failure(*stored["failure"]))
+            raise KnownError(Failure(*stored["failure"]))
         return (Planned.from_json(stored["planned"]), float(stored["seconds"])) if "planned" in stored else None
 
     def make() -> tuple[Planned, float]:
@@ -176,7 +168,7 @@ def once(key: str, fit: Callable[[], Planned], store: Store, claims: Claims) -> 
             except Exception as error:
                 failure = Failure.of(error)
                 store.keep_plan(key, {"run": claims.run, "failure": failure})
-                raise FitError(failure) from error
+                raise KnownError(failure) from error
             seconds = round(time.perf_counter() - begun, 6)
         store.keep_plan(key, {"planned": planned.to_json(), "seconds": seconds})
         return planned, seconds

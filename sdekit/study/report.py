@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdekit.study import frame
 from sdekit.study.entry import Entry
 from sdekit.study.figure import Cost, draw
 from sdekit.study.findings import Findings
+from sdekit.study.frame import as_csv, as_frame, records, write_parquet
 from sdekit.study.html import page
 from sdekit.study.outcome import Outcome
 from sdekit.study.rows import OK, DrawRow, Row, Rows
@@ -122,11 +122,11 @@ class Report:
     @property
     def records(self) -> list[dict[str, Any]]:
         """A dictionary for every entry, all of one shape: see `frame.COLUMNS`."""
-        return [record for found in self.findings.values() for record in frame.records(found)]
+        return [record for found in self.findings.values() for record in records(found)]
 
     def csv(self) -> str:
         """Return the records as CSV, with a header."""
-        return frame.csv(self.records)
+        return as_csv(self.records)
 
     def dataframe(self) -> DataFrame:
         """Return the records as a pandas DataFrame.
@@ -134,7 +134,7 @@ class Report:
         Raises:
             ImportError: pandas is missing.
         """
-        return frame.dataframe(self.records)
+        return as_frame(self.records)
 
     def parquet(self, path: str | Path) -> None:
         """Write the records to a parquet file.
@@ -142,7 +142,7 @@ class Report:
         Raises:
             ImportError: pandas or pyarrow is missing.
         """
-        frame.parquet(self.records, Path(path))
+        write_parquet(self.records, Path(path))
 
     def html(self, path: str | Path, title: str = "Quality against network evaluations", command: str = "") -> Path:
         """Write one page that holds everything and asks for nothing from elsewhere, and return its path.
@@ -166,13 +166,13 @@ class Report:
     @cached_property
     def _draws(self) -> list[DrawRow]:
         """The draws, model by model, those of each in the order of the study, as far as their places are known."""
+
+        def place(row: DrawRow) -> tuple[Any, ...]:
+            return row["model"], row["method"], row["budget"], row["seed"]
+
         draws = [row for row in self.rows if row["kind"] == "draw"]
-        found = {(row["model"], row["method"], row["budget"], row["seed"]) for row in draws if row["print"]}
-        draws = [
-            row
-            for row in draws
-            if row["print"] or (row["model"], row["method"], row["budget"], row["seed"]) not in found
-        ]  # what could not be loaded at first has been since
+        loaded = {place(row) for row in draws if row["print"]}  # some, maybe, after they could not be at first
+        draws = [row for row in draws if row["print"] or place(row) not in loaded]
         models = list(dict.fromkeys(row["model"] for row in draws))
         return sorted(draws, key=lambda row: (models.index(row["model"]), row.get("place", 0)))
 
